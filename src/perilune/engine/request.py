@@ -1,0 +1,130 @@
+"""A request and its answer, as the rest of perilune sees them. Imports no torch.
+
+Field names of SamplingParams are vLLM's, so that a script moves over unchanged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from perilune.errors import RequestError, nearest
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+MAX_LOGPROBS = 20
+
+
+class _CheckedFields(type):
+    """Turns an unknown keyword into a RequestError that names the nearest valid field."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        valid = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]  # always a dataclass here
+        for name in kwargs:
+            if name not in valid:
+                raise RequestError(f"Unknown sampling field {name!r}.", nearest(name, valid), param=name)
+        return super().__call__(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """Constrained output: `kind` and the text that goes with it (a JSON schema, a regex, an EBNF grammar)."""
+
+    kind: Literal["json_schema", "json_object", "regex", "ebnf"]
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class SamplingParams(metaclass=_CheckedFields):
+    """How to turn logits into tokens.
+
+    `temperature=0` is greedy. `top_k` 0 or -1 means all. `seed=None` draws a fresh seed; with a seed, a request's
+    tokens do not depend on the batch it ran in. `logprobs=k` returns the k best per token beside the sampled one.
+    Raises RequestError, with `param` set, for a value out of range.
+    """
+
+    n: int = 1
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    grammar: Grammar | None = None
+
+    def __post_init__(self) -> None:
+        stop: Any = self.stop
+        object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop or ()))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        object.__setattr__(self, "logit_bias", {int(k): float(v) for k, v in (self.logit_bias or {}).items()})
+        limits: tuple[tuple[str, float, float], ...] = (
+            ("n", 1, 128), ("min_tokens", 0, float("inf")), ("temperature", 0, 100), ("min_p", 0, 1),
+            ("top_k", -1, float("inf")), ("presence_penalty", -2, 2), ("frequency_penalty", -2, 2),
+        )  # fmt: skip
+        for name, low, high in limits:
+            _within(name, getattr(self, name), low, high)
+        if not 0 < self.top_p <= 1:
+            raise RequestError(f"top_p must be in (0, 1], not {self.top_p}.", param="top_p")
+        if not 0 < self.repetition_penalty <= 10:
+            raise RequestError(f"repetition_penalty must be in (0, 10], not {self.repetition_penalty}.", param="repetition_penalty")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise RequestError(f"max_tokens must be at least 1, not {self.max_tokens}.", param="max_tokens")
+        if self.logprobs is not None:
+            _within("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.seed is not None:
+            _within("seed", self.seed, -(2**63), 2**64 - 1)
+        if any(not s for s in self.stop):
+            raise RequestError("A stop string is empty.", "It would end every answer at once.", param="stop")
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        raise RequestError(f"{name} must be between {low:g} and {high:g}, not {value!r}.", param=name)
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """One sampled token: its log probability and the best alternatives, best first, as (id, logprob)."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """What one sequence of a request gained: `text` is whole characters, with stop strings already cut off."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished answer, as `LLM.generate` returns it."""
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None
+    finish_reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int
+    stop_reason: int | str | None = None
