@@ -1,0 +1,4 @@
+"""RMSNorm.
+
+Never: a model name or a cache policy.
+"""
