@@ -83,7 +83,7 @@ class MlaSpec:
     @property
     def softmax_scale(self) -> float:
         """(nope + rope)^-1/2, times m^2 with m = 0.1 * mscale_all_dim * ln(factor) + 1 under YaRN."""
-        scale = self.qk_dim**-0.5
+        scale = float(self.qk_dim) ** -0.5
         yarn = self.rope.yarn if self.rope else None
         if yarn and yarn.mscale_all_dim and yarn.factor > 1:
             m = 0.1 * yarn.mscale_all_dim * math.log(yarn.factor) + 1.0
@@ -153,8 +153,9 @@ class TensorSpec:
     """One tensor the model needs.
 
     `name` is perilune's own name, `stored` the name in the checkpoint (for a module that may be quantised: the
-    module's name plus `.weight`), `shape` the logical shape, `keep` the dtype that must survive a cast (`float32`
-    for A_log, dt_bias and the router bias), `quantisable` whether packed forms are accepted.
+    module's name plus `.weight`), `shape` the shape in the files, `held` the shape in memory where that drops
+    dimensions of size 1, `keep` the dtype that must survive a cast (`float32` for A_log, dt_bias and the router bias;
+    `stored` for the router, whatever the files hold), `quantisable` whether packed forms are accepted.
     """
 
     name: str
@@ -162,6 +163,12 @@ class TensorSpec:
     shape: tuple[int, ...]
     keep: str | None = None
     quantisable: bool = False
+    held: tuple[int, ...] | None = None
+
+    @property
+    def held_shape(self) -> tuple[int, ...]:
+        """The shape the loader returns."""
+        return self.shape if self.held is None else self.held
 
     @property
     def elements(self) -> int:
