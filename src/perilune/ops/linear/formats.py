@@ -162,7 +162,8 @@ def unpack_int4(packed: Tensor, columns: int) -> Tensor:
 def pack_int4(q: Tensor) -> Tensor:
     """Inverse of `unpack_int4`: int8 [..., columns] in -8..7 -> int32 [..., ceil(columns/8)], zero bits at the end."""
     codes = q.to(torch.int64) + 8
-    codes = torch.nn.functional.pad(codes, (0, -q.shape[-1] % INT4_PER_WORD)).unflatten(-1, (-1, INT4_PER_WORD))
+    codes = torch.nn.functional.pad(codes, (0, -q.shape[-1] % INT4_PER_WORD))
+    codes = codes.reshape(*codes.shape[:-1], -1, INT4_PER_WORD)
     shifts = torch.arange(0, 32, 4, device=q.device)
     words = (codes << shifts).sum(-1)
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)

@@ -1,0 +1,93 @@
+"""How one engine is set up: a frozen dataclass whose every derived value can say why. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from perilune.cache.budget import CachePlan, plan_cache
+from perilune.cache.geometry import PAGE_TOKENS, CacheGeometry
+from perilune.errors import ConfigError, nearest
+from perilune.models.spec import ModelSpec
+
+DTYPES = ("auto", "float32", "bfloat16")
+DEVICES = ("cpu",)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What a user decides. `max_context=None` takes the model's own limit, capped by `DEFAULT_CONTEXT`.
+
+    `dtype="auto"` is the checkpoint's dtype. `prefill_chunk` is the most prompt tokens per step, a multiple of 64.
+    `cache_bytes` caps both arenas together; `max_waiting` caps the queue; `threads=None` uses every core.
+    Raises ConfigError for a value out of range.
+    """
+
+    model: str
+    dtype: str = "auto"
+    device: str = "cpu"
+    max_context: int | None = None
+    max_running: int = 8
+    cache_bytes: int | None = None
+    prefill_chunk: int = 512
+    max_waiting: int = 1024
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype {self.dtype!r} is not known.", nearest(self.dtype, DTYPES))
+        if self.device not in DEVICES:
+            raise ConfigError(f"device {self.device!r} is not available.", "This build computes on the CPU.", 'Use device="cpu".')
+        for name in ("max_context", "max_running", "cache_bytes", "max_waiting", "threads"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}.")
+        if self.prefill_chunk < PAGE_TOKENS or self.prefill_chunk % PAGE_TOKENS:
+            raise ConfigError(
+                f"prefill_chunk must be a multiple of {PAGE_TOKENS}, not {self.prefill_chunk}.",
+                "Prompts are cut only at chunk boundaries, so that a cut changes no bit of the result.",
+            )
+
+    @staticmethod
+    def of(model: str, **settings: Any) -> EngineConfig:
+        """An unknown setting is a ConfigError that names the nearest valid one."""
+        valid = [f.name for f in dataclasses.fields(EngineConfig)]
+        for name in settings:
+            if name not in valid:
+                raise ConfigError(f"Unknown setting {name!r}.", nearest(name, valid))
+        return EngineConfig(model=model, **settings)
+
+
+DEFAULT_CONTEXT = 8192
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """What was derived from a config and a spec, each with its reason in `because`."""
+
+    dtype: str
+    max_context: int
+    cache: CachePlan
+    because: tuple[str, ...]
+
+
+def plan_engine(config: EngineConfig, spec: ModelSpec) -> EnginePlan:
+    """The numbers the engine will allocate. `perilune plan` asks the same functions. Raises ConfigError."""
+    because = []
+    dtype = spec.dtype if config.dtype == "auto" else config.dtype
+    because.append(f"dtype {dtype}: " + ("the checkpoint's own" if config.dtype == "auto" else "as set"))
+    if config.max_context is None:
+        context = min(spec.max_context, DEFAULT_CONTEXT)
+        why = "the model's limit" if context == spec.max_context else f"the default; the model allows {spec.max_context}"
+    elif config.max_context > spec.max_context:
+        raise ConfigError(
+            f"max_context {config.max_context} is more than the model's {spec.max_context}.",
+            "The checkpoint's config sets the limit.",
+            f"Set max_context to {spec.max_context} or less.",
+        )
+    else:
+        context, why = config.max_context, "as set"
+    cache = plan_cache(CacheGeometry.of(spec, dtype), context, config.max_running, config.cache_bytes)
+    because.append(f"context {cache.max_context}: {why}")
+    return EnginePlan(dtype, cache.max_context, cache, (*because, *cache.because))

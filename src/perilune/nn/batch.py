@@ -1,0 +1,127 @@
+"""One step's work as a ragged batch: pieces of sequences, packed without padding.
+
+A piece in `prefill` mode runs the chunked forms and must start at a multiple of 64 tokens. A piece in `decode` mode
+runs the recurrent and absorbed forms row by row; it usually holds one token, and several when a preempted request
+replays what it had already generated, so that the replay gives the bits the first run gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+PAGE = 64
+
+
+@dataclass(frozen=True)
+class Piece:
+    """`tokens` at positions start, start + 1, ... of the sequence that owns `slot` and `pages`."""
+
+    tokens: Sequence[int]
+    start: int
+    slot: int
+    pages: Sequence[int]
+    mode: Literal["prefill", "decode"]
+    logits: Literal["none", "last", "all"] = "last"
+
+
+@dataclass(frozen=True)
+class PrefillPiece:
+    """Rows [offset, offset + count) of the batch. `pages` [n] int64."""
+
+    offset: int
+    count: int
+    start: int
+    slot: int
+    pages: Tensor
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.offset, self.offset + self.count)
+
+
+@dataclass(frozen=True)
+class DecodeRow:
+    """One decode token: the first `length` tokens of its sequence, itself included, are its context."""
+
+    row: int
+    length: int
+    pages: Tensor
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Decode rows of distinct sequences that may advance together: `rows` and `slots` [n] int64."""
+
+    rows: Tensor
+    slots: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`tokens`, `positions`, `page_ids`, `offsets` are [T] int64; prefill rows come first, decode rows after.
+
+    `logit_rows` [n]: the rows whose logits are wanted, in the order of the pieces given to `build`.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    page_ids: Tensor
+    offsets: Tensor
+    prefill: tuple[PrefillPiece, ...]
+    decode: tuple[DecodeRow, ...]
+    waves: tuple[Wave, ...]
+    logit_rows: Tensor
+
+    @property
+    def decode_start(self) -> int:
+        return self.tokens.shape[0] - len(self.decode)
+
+    @staticmethod
+    def build(pieces: Sequence[Piece], device: torch.device | None = None) -> Batch:
+        """Pack `pieces`; prefill pieces first. Two pieces may not share a slot."""
+        ordered = sorted(range(len(pieces)), key=lambda i: pieces[i].mode == "decode")
+        tokens: list[int] = []
+        positions: list[int] = []
+        page_ids: list[int] = []
+        prefill: list[PrefillPiece] = []
+        decode: list[DecodeRow] = []
+        waves: dict[int, list[tuple[int, int]]] = {}
+        wanted: dict[int, list[int]] = {}
+        for index in ordered:
+            piece, offset = pieces[index], len(tokens)
+            count = len(piece.tokens)
+            where = range(piece.start, piece.start + count)
+            tokens.extend(piece.tokens)
+            positions.extend(where)
+            page_ids.extend(piece.pages[p // PAGE] for p in where)
+            table = torch.tensor(piece.pages, dtype=torch.int64, device=device)
+            if piece.mode == "prefill":
+                assert piece.start % PAGE == 0, "a prefill piece starts on a chunk boundary"
+                prefill.append(PrefillPiece(offset, count, piece.start, piece.slot, table))
+            else:
+                for i, position in enumerate(where):
+                    decode.append(DecodeRow(offset + i, position + 1, table))
+                    waves.setdefault(i, []).append((offset + i, piece.slot))
+            first = {"none": count, "last": count - 1, "all": 0}[piece.logits]
+            wanted[index] = list(range(offset + first, offset + count))
+
+        def ints(values: Sequence[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int64, device=device)
+
+        return Batch(
+            tokens=ints(tokens),
+            positions=ints(positions),
+            page_ids=ints(page_ids),
+            offsets=ints([p % PAGE for p in positions]),
+            prefill=tuple(prefill),
+            decode=tuple(decode),
+            waves=tuple(
+                Wave(ints([row for row, _ in wave]), ints([slot for _, slot in wave])) for wave in waves.values()
+            ),
+            logit_rows=ints([row for index in range(len(pieces)) for row in wanted[index]]),
+        )

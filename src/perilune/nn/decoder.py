@@ -1,0 +1,84 @@
+"""The whole decoder: embed, then per layer h += mixer(norm h), h += ffn(norm h), then norm and head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from perilune.models.spec import DenseSpec, KdaSpec, MlaSpec, ModelSpec, MoeSpec, RopeSpec
+from perilune.nn.batch import Batch
+from perilune.nn.kda import kda_layer
+from perilune.nn.mla import Rotation, mla_layer
+from perilune.nn.rope import inverse_frequencies, rotation
+from perilune.nn.weights import KdaWeights, MlaWeights, ModelWeights, MoeWeights, SwigluWeights
+from perilune.ops.linear.reference import linear
+from perilune.ops.moe import reference as moe
+from perilune.ops.norm.reference import rms_norm
+
+
+class CacheViews(Protocol):
+    """One layer's share of the arenas; `layer` is the index in `spec.layers`."""
+
+    def pages(self, layer: int) -> Tensor:
+        """[P, 64, R + rope]."""
+
+    def state(self, layer: int) -> Tensor:
+        """[S, H, K, V] fp32."""
+
+    def conv(self, layer: int) -> Tensor:
+        """[S, 3, H, K, taps-1]."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A model ready to run. Stateless: everything a sequence leaves behind is in the cache views."""
+
+    spec: ModelSpec
+    weights: ModelWeights
+
+    @torch.inference_mode()
+    def __call__(self, batch: Batch, cache: CacheViews) -> Tensor:
+        """Run one step; returns fp32 logits [n, vocab] of `batch.logit_rows`."""
+        h = self.weights.embed[batch.tokens]
+        rotations = self._rotations(batch)
+        for index, (layer, w) in enumerate(zip(self.spec.layers, self.weights.layers, strict=True)):
+            x = rms_norm(h, w.mixer_norm, self.spec.norm_eps)
+            if isinstance(layer.mixer, KdaSpec):
+                assert isinstance(w.mixer, KdaWeights)
+                h = h + kda_layer(x, w.mixer, layer.mixer, batch, cache.state(index), cache.conv(index))
+            else:
+                assert isinstance(w.mixer, MlaWeights)
+                turn = rotations[layer.mixer.rope] if layer.mixer.rope else None
+                h = h + mla_layer(x, w.mixer, layer.mixer, batch, cache.pages(index), turn)
+            h = h + _ffn(rms_norm(h, w.ffn_norm, self.spec.norm_eps), w.ffn, layer.ffn)
+        h = rms_norm(h[batch.logit_rows], self.weights.norm, self.spec.norm_eps)
+        return linear(h, self.weights.lm_head).float()
+
+    def _rotations(self, batch: Batch) -> dict[RopeSpec, Rotation]:
+        """cos and sin per distinct RoPE, computed once a step."""
+        ropes = {layer.mixer.rope for layer in self.spec.layers if isinstance(layer.mixer, MlaSpec) and layer.mixer.rope}
+        return {rope: rotation(rope, inverse_frequencies(rope), batch.positions) for rope in ropes}
+
+
+def _ffn(x: Tensor, w: SwigluWeights | MoeWeights, spec: DenseSpec | MoeSpec) -> Tensor:
+    """x [T, D] -> [T, D]; expert outputs are summed in fp32 before the shared expert joins."""
+    if isinstance(w, SwigluWeights):
+        return moe.swiglu(x, w.gate, w.up, w.down)
+    assert isinstance(spec, MoeSpec)
+    ids, weights = moe.route(
+        x,
+        w.router,
+        w.bias,
+        top_k=spec.top_k,
+        groups=spec.groups,
+        top_groups=spec.top_groups,
+        renormalise=spec.renormalise,
+        scaling=spec.scaling,
+    )
+    out = moe.experts(x, ids, weights, w.experts.gate, w.experts.up, w.experts.down)
+    if w.shared is not None:
+        out = out + moe.swiglu(x, w.shared.gate, w.shared.up, w.shared.down).float()
+    return out.to(x.dtype)

@@ -1,0 +1,54 @@
+"""Rotary embedding over interleaved pairs (x0, x1), (x2, x3), ... with optional YaRN. fp32.
+
+YaRN (arXiv 2309.00071), for pair i of dim/2: theta_i = base^(-2i/dim);
+    low  = floor(dim ln(original / (beta_fast 2 pi)) / (2 ln base)), high = ceil(same with beta_slow)
+    r = clamp((i - low) / (high - low), 0, 1);  inv_freq = theta_i (1 - r) + theta_i / factor * r
+and cos and sin are scaled by mscale(mscale) / mscale(mscale_all_dim).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from perilune.models.spec import RopeSpec, YarnSpec
+
+
+def inverse_frequencies(rope: RopeSpec) -> Tensor:
+    """[dim / 2] fp32, radians per position."""
+    theta = 1.0 / rope.theta ** (torch.arange(0, rope.dim, 2, dtype=torch.float32) / rope.dim)
+    yarn = rope.yarn
+    if yarn is None:
+        return theta
+    low, high = (_yarn_bound(rope, yarn, beta) for beta in (yarn.beta_fast, yarn.beta_slow))
+    low, high = max(math.floor(low), 0), min(math.ceil(high), rope.dim - 1)
+    span = max(high - low, 0.001)
+    ramp = ((torch.arange(rope.dim // 2, dtype=torch.float32) - low) / span).clamp(0, 1)
+    return theta * (1 - ramp) + theta / yarn.factor * ramp
+
+
+def _yarn_bound(rope: RopeSpec, yarn: YarnSpec, beta: float) -> float:
+    return rope.dim * math.log(yarn.original_context / (beta * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+
+def rotation(rope: RopeSpec, inv_freq: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin [T, dim / 2] for positions [T]."""
+    angle = positions.float()[:, None] * inv_freq
+    scale = 1.0
+    if rope.yarn is not None and rope.yarn.factor > 1:
+        scale = _mscale(rope.yarn, rope.yarn.mscale) / _mscale(rope.yarn, rope.yarn.mscale_all_dim)
+    return angle.cos() * scale, angle.sin() * scale
+
+
+def _mscale(yarn: YarnSpec, mscale: float) -> float:
+    return 0.1 * mscale * math.log(yarn.factor) + 1.0 if mscale else 1.0
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [T, ..., dim] rotated by pairs, in x's dtype; cos and sin [T, dim / 2]."""
+    extra = (1,) * (x.dim() - 2)
+    cos, sin = cos.view(cos.shape[0], *extra, -1), sin.view(sin.shape[0], *extra, -1)
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)

@@ -1,0 +1,162 @@
+"""The loaded tensors of a model, grouped by layer and named as the formulas name them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from perilune.models.spec import DenseSpec, KdaSpec, LayerSpec, MlaSpec, ModelSpec
+from perilune.ops.linear.formats import Weight
+
+Loaded = Mapping[str, "Tensor | Weight"]
+
+
+@dataclass(frozen=True)
+class KdaWeights:
+    """`conv` [3 * H * K, taps] holds q, k and v rows in that order; `a_log` [H], `dt_bias` [H, K], `norm` [V]."""
+
+    q: Weight
+    k: Weight
+    v: Weight
+    f_a: Weight
+    f_b: Weight
+    g_a: Weight
+    g_b: Weight
+    b: Weight
+    o: Weight
+    conv: Tensor
+    a_log: Tensor
+    dt_bias: Tensor
+    norm: Tensor
+
+
+@dataclass(frozen=True)
+class MlaWeights:
+    """`q` alone, or `q_a`, `q_norm` and `q_b` where the query is low-rank too. `kv_b` [H * (nope + v), R]."""
+
+    q: Weight | None
+    q_a: Weight | None
+    q_norm: Tensor | None
+    q_b: Weight | None
+    kv_a: Weight
+    kv_norm: Tensor
+    kv_b: Weight
+    o: Weight
+
+
+@dataclass(frozen=True)
+class SwigluWeights:
+    gate: Weight
+    up: Weight
+    down: Weight
+
+
+@dataclass(frozen=True)
+class MoeWeights:
+    """`experts` are stacked [E, ...]; `router` [E, D], `bias` [E] fp32."""
+
+    router: Tensor
+    bias: Tensor
+    experts: SwigluWeights
+    shared: SwigluWeights | None
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    mixer_norm: Tensor
+    ffn_norm: Tensor
+    mixer: KdaWeights | MlaWeights
+    ffn: SwigluWeights | MoeWeights
+
+
+@dataclass(frozen=True)
+class ModelWeights:
+    embed: Tensor
+    layers: tuple[LayerWeights, ...]
+    norm: Tensor
+    lm_head: Weight
+
+    @staticmethod
+    def assemble(spec: ModelSpec, loaded: Loaded) -> ModelWeights:
+        """Group what `models.loader.load_weights` returned."""
+        reader = _Reader(loaded)
+        layers = tuple(_layer(layer, reader.under(f"layers.{i}")) for i, layer in enumerate(spec.layers))
+        embed = reader.weight("embed")
+        head = embed if spec.tied_embedding else reader.weight("lm_head")
+        return ModelWeights(embed.dequantise(embed_dtype(reader)), layers, reader.tensor("norm"), head)
+
+
+def embed_dtype(reader: _Reader) -> torch.dtype:
+    """Activations run in the dtype of the norms, which are never packed."""
+    return reader.tensor("norm").dtype
+
+
+class _Reader:
+    """Names under a prefix, with the type each is expected to have."""
+
+    def __init__(self, loaded: Loaded, prefix: str = "") -> None:
+        self.loaded, self.prefix = loaded, prefix
+
+    def under(self, name: str) -> _Reader:
+        return _Reader(self.loaded, f"{self.prefix}{name}.")
+
+    def has(self, name: str) -> bool:
+        return self.prefix + name in self.loaded
+
+    def tensor(self, name: str) -> Tensor:
+        value = self.loaded[self.prefix + name]
+        assert isinstance(value, Tensor), self.prefix + name
+        return value
+
+    def weight(self, name: str) -> Weight:
+        value = self.loaded[self.prefix + name]
+        assert not isinstance(value, Tensor), self.prefix + name
+        return value
+
+    def swiglu(self) -> SwigluWeights:
+        return SwigluWeights(self.weight("gate"), self.weight("up"), self.weight("down"))
+
+
+def _layer(layer: LayerSpec, reader: _Reader) -> LayerWeights:
+    mixer: KdaWeights | MlaWeights
+    if isinstance(layer.mixer, KdaSpec):
+        mixer = _kda(layer.mixer, reader.under("kda"))
+    else:
+        mixer = _mla(layer.mixer, reader.under("mla"))
+    ffn: SwigluWeights | MoeWeights
+    if isinstance(layer.ffn, DenseSpec):
+        ffn = reader.under("ffn").swiglu()
+    else:
+        moe = reader.under("moe")
+        shared = moe.under("shared").swiglu() if moe.has("shared.gate") else None
+        ffn = MoeWeights(moe.tensor("router"), moe.tensor("router_bias"), moe.under("experts").swiglu(), shared)
+    return LayerWeights(reader.tensor("mixer_norm"), reader.tensor("ffn_norm"), mixer, ffn)
+
+
+def _kda(spec: KdaSpec, r: _Reader) -> KdaWeights:
+    conv = torch.cat([r.tensor(f"{x}_conv").reshape(spec.width, spec.taps) for x in "qkv"])
+    projections = {name: r.weight(name) for name in ("q", "k", "v", "f_a", "f_b", "g_a", "g_b", "b", "o")}
+    return KdaWeights(
+        **projections,
+        conv=conv,
+        a_log=r.tensor("a_log").reshape(-1),
+        dt_bias=r.tensor("dt_bias").reshape(spec.heads, spec.head_dim),
+        norm=r.tensor("norm"),
+    )
+
+
+def _mla(spec: MlaSpec, r: _Reader) -> MlaWeights:
+    low_rank = spec.q_rank is not None
+    return MlaWeights(
+        q=None if low_rank else r.weight("q"),
+        q_a=r.weight("q_a") if low_rank else None,
+        q_norm=r.tensor("q_norm") if low_rank else None,
+        q_b=r.weight("q_b") if low_rank else None,
+        kv_a=r.weight("kv_a"),
+        kv_norm=r.tensor("kv_norm"),
+        kv_b=r.weight("kv_b"),
+        o=r.weight("o"),
+    )
