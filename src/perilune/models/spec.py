@@ -83,7 +83,7 @@ class MlaSpec:
     @property
     def softmax_scale(self) -> float:
         """(nope + rope)^-1/2, times m^2 with m = 0.1 * mscale_all_dim * ln(factor) + 1 under YaRN."""
-        scale = float(self.qk_dim) ** -0.5
+        scale = math.pow(self.qk_dim, -0.5)
         yarn = self.rope.yarn if self.rope else None
         if yarn and yarn.mscale_all_dim and yarn.factor > 1:
             m = 0.1 * yarn.mscale_all_dim * math.log(yarn.factor) + 1.0

@@ -57,7 +57,9 @@ def read_dtype(config: Mapping[str, Any]) -> str:
     name = fields.text("dtype", "torch_dtype", default="bfloat16").removeprefix("torch.")
     if name not in DTYPES:
         raise UnsupportedError(
-            f"config.json: dtype {name!r} is not supported.", f"Known: {', '.join(DTYPES)}.", "Correct dtype in the config."
+            f"config.json: dtype {name!r} is not supported.",
+            f"Known: {', '.join(DTYPES)}.",
+            "Correct dtype in the config.",
         )
     return name
 
@@ -188,9 +190,7 @@ def mla_tensors(mla: MlaSpec, hidden: int, name: str, stored: str) -> Iterator[T
     yield linear(f"{name}.o", f"{stored}.o_proj", hidden, mla.heads * mla.v_dim)
 
 
-def ffn_tensors(
-    ffn: DenseSpec | MoeSpec, hidden: int, name: str, stored: str, names: MoeNames
-) -> Iterator[TensorSpec]:
+def ffn_tensors(ffn: DenseSpec | MoeSpec, hidden: int, name: str, stored: str, names: MoeNames) -> Iterator[TensorSpec]:
     """The feed-forward of the layer called `name` here and `stored` in the files."""
     if isinstance(ffn, DenseSpec):
         yield from _swiglu(f"{name}.ffn", f"{stored}.mlp", ffn.width, hidden, DEEPSEEK_MOE)
@@ -198,9 +198,7 @@ def ffn_tensors(
     ours, block = f"{name}.moe", f"{stored}.{names.block}"
     # The router is computed in fp32: it keeps what the files hold, and is never packed.
     yield TensorSpec(f"{ours}.router", f"{block}.gate.weight", (ffn.experts, hidden), keep="stored")
-    yield TensorSpec(
-        f"{ours}.router_bias", f"{block}.gate.e_score_correction_bias", (ffn.experts,), keep="float32"
-    )
+    yield TensorSpec(f"{ours}.router_bias", f"{block}.gate.e_score_correction_bias", (ffn.experts,), keep="float32")
     for e in range(ffn.experts):
         yield from _swiglu(f"{ours}.experts.{e}", f"{block}.experts.{e}", ffn.width, hidden, names)
     if ffn.shared_width:

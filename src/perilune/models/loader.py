@@ -1,0 +1,133 @@
+"""Checkpoint -> weights in memory, shard by shard, never the model twice.
+
+Every tensor is allocated once at its final size; each shard is memory-mapped, its tensors copied to their places, and
+unmapped before the next one. Peak memory is the weights plus the pages of one shard.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from perilune.errors import CheckpointError, UnsupportedError
+from perilune.models.checkpoint import Checkpoint
+from perilune.models.families.common import DTYPES
+from perilune.models.holding import Held
+from perilune.models.quantised import Form
+from perilune.models.safetensors_file import StoredTensor
+from perilune.ops.linear.formats import DenseWeight, Fp8BlockWeight, Int4Weight, Mxfp4Weight, Weight, unpack_int4
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """One stored tensor on its way to `target`: part `key` of the weight `form`. No target: it is only checked."""
+
+    stored: StoredTensor
+    key: str
+    form: Form
+    target: Tensor | None
+
+
+def load_weights(
+    checkpoint: Checkpoint, dtype: torch.dtype, progress: Progress | None = None
+) -> dict[str, Tensor | Weight]:
+    """Every tensor of the model by perilune's name, on the CPU.
+
+    Linear modules come as a Weight (packed ones stay packed), the experts of a layer as one Weight [E, N, K] per
+    `layers.{i}.moe.experts.{gate,up,down}`, anything else as a tensor. Dense values are cast to `dtype`, except
+    `a_log` [H], `dt_bias` [D] and `router_bias` [E], which are float32, and `router` [E, D], which keeps its stored
+    dtype because it is computed in fp32. Convolutions come as [D, taps]. `progress(done, total)` counts stored bytes.
+    Raises CheckpointError or UnsupportedError, naming the tensor, as `Checkpoint.check`.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise UnsupportedError(f"A model cannot run in {name}.", f"Known: {', '.join(DTYPES)}.", "Change dtype.")
+    checkpoint.check()
+    held = checkpoint.held(name)
+    memory = {entry.name: _allocate(entry) for entry in held}
+    by_file: dict[Path, list[_Copy]] = defaultdict(list)
+    for entry in held:
+        for copy in _copies(entry, memory[entry.name], checkpoint):
+            by_file[copy.stored.file].append(copy)
+    done, total = 0, sum(copy.stored.nbytes for copies in by_file.values() for copy in copies)
+    for file in sorted(by_file):
+        for copied in _read_shard(file, by_file[file]):
+            done += copied
+            if progress:
+                progress(done, total)
+    return {entry.name: _finish(entry, memory[entry.name]) for entry in held}
+
+
+def _allocate(entry: Held) -> dict[str, Tensor]:
+    return {key: torch.empty(part.shape, dtype=getattr(torch, part.dtype)) for key, part in entry.parts.items()}
+
+
+def _copies(entry: Held, memory: dict[str, Tensor], checkpoint: Checkpoint) -> Iterator[_Copy]:
+    for index, form in enumerate(entry.forms):
+        for key, part in form.parts.items():
+            target = memory[key][index] if entry.stacked else memory[key]
+            yield _Copy(checkpoint.stored[part.stored], key, form, target)
+        if form.shape_name:
+            yield _Copy(checkpoint.stored[form.shape_name], "shape", form, None)
+
+
+def _read_shard(file: Path, copies: list[_Copy]) -> Iterator[int]:
+    """Do the copies out of one file, front to back; yields the stored bytes of each. Unmaps the file at the end."""
+    size = max(copy.stored.offset + copy.stored.nbytes for copy in copies)
+    try:
+        data = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise CheckpointError(f"{file} cannot be mapped.", str(error), "Check that it has not changed.") from error
+    for copy in sorted(copies, key=lambda copy: copy.stored.offset):
+        source = _view(data, copy)
+        if copy.target is None:
+            _check_shape(copy.form, source.tolist())
+        elif copy.key == "zero":
+            # Packed along the outputs in the files: [N/8, groups] -> [N, groups].
+            copy.target.copy_(unpack_int4(source.T, copy.target.shape[0]).T)
+        else:
+            copy.target.copy_(source.reshape(copy.target.shape))
+        yield copy.stored.nbytes
+
+
+def _view(data: Tensor, copy: _Copy) -> Tensor:
+    """The stored tensor as a view of the mapped file."""
+    stored = copy.stored
+    raw = data[stored.offset : stored.offset + stored.nbytes]
+    # An e8m0 scale is held as the byte it is.
+    dtype = torch.uint8 if stored.dtype == "float8_e8m0fnu" else getattr(torch, stored.dtype)
+    if stored.offset % dtype.itemsize:
+        raw = raw.clone()
+    return raw.view(dtype).reshape(stored.shape)
+
+
+def _check_shape(form: Form, found: list[int]) -> None:
+    if tuple(found) != form.spec.shape:
+        raise CheckpointError(
+            f"{form.shape_name} says {found}; the config asks for {list(form.spec.shape)}.",
+            "",
+            "Use the config.json of these weights.",
+        )
+
+
+def _finish(entry: Held, parts: dict[str, Tensor]) -> Tensor | Weight:
+    form = entry.forms[0]
+    if not entry.is_linear:
+        return parts["data"]
+    if form.format == "int4":
+        columns = form.spec.shape[1]
+        return Int4Weight(
+            parts["packed"], parts["scale"], parts.get("zero"), form.group, columns if columns % 8 else None
+        )
+    if form.format == "mxfp4":
+        return Mxfp4Weight(parts["packed"], parts["scale"])
+    if form.format == "fp8_block":
+        return Fp8BlockWeight(parts["data"], parts["scale_inv"])
+    return DenseWeight(parts["data"])
