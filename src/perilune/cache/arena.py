@@ -89,6 +89,35 @@ class SlotArena:
         return rows.view(rows.shape[0], *shape)
 
 
+class CacheArenas:
+    """Both arenas of one rank, as the decoder reads them: views by the model's 0-based layer index."""
+
+    def __init__(self, geometry: CacheGeometry, plan: CachePlan, device: str | torch.device = "cpu") -> None:
+        self.page_arena = PageArena(geometry, plan, device)
+        self.slot_arena = SlotArena(geometry, plan, device)
+
+    def pages(self, layer: int) -> Tensor:
+        """[P, 64, R + rope]."""
+        return self.page_arena.latents(layer)
+
+    def state(self, layer: int) -> Tensor:
+        """[S, H, K, V] float32."""
+        return self.slot_arena.state(layer)
+
+    def conv(self, layer: int) -> Tensor:
+        """[S, 3, H, K, taps - 1]."""
+        return self.slot_arena.conv(layer)
+
+    def clear(self, slot: int) -> None:
+        """Zeroes one slot: what every sequence starts from."""
+        self.slot_arena.clear(slot)
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Equal to the plan's `total_bytes`."""
+        return self.page_arena.allocated_bytes + self.slot_arena.allocated_bytes
+
+
 def _zeros(size: int, device: torch.device, what: str) -> Tensor:
     """`size` zero bytes on `device`, 64-byte aligned. Raises ConfigError with what helps if there is no such memory."""
     try:

@@ -86,7 +86,9 @@ def _reasons(
     budget = "" if cache_bytes is None else format_bytes(cache_bytes)
     reasons = []
     if slots < max_running:
-        reasons.append(f"{slots} slots of {slot}, not max_running = {max_running}: cache_bytes = {budget} holds no more")
+        reasons.append(
+            f"{slots} slots of {slot}, not max_running = {max_running}: cache_bytes = {budget} holds no more"
+        )
     else:
         reasons.append(f"{slots} slots of {slot}: one per running sequence (max_running)")
     if pages < wanted:
