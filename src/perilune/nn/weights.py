@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from perilune.models.spec import DenseSpec, KdaSpec, LayerSpec, MlaSpec, ModelSpec
-from perilune.ops.linear.formats import Weight
+from perilune.ops.linear.formats import DenseWeight, Weight
 
 Loaded = Mapping[str, "Tensor | Weight"]
 
@@ -84,14 +84,9 @@ class ModelWeights:
         """Group what `models.loader.load_weights` returned."""
         reader = _Reader(loaded)
         layers = tuple(_layer(layer, reader.under(f"layers.{i}")) for i, layer in enumerate(spec.layers))
-        embed = reader.weight("embed")
-        head = embed if spec.tied_embedding else reader.weight("lm_head")
-        return ModelWeights(embed.dequantise(embed_dtype(reader)), layers, reader.tensor("norm"), head)
-
-
-def embed_dtype(reader: _Reader) -> torch.dtype:
-    """Activations run in the dtype of the norms, which are never packed."""
-    return reader.tensor("norm").dtype
+        embed = reader.tensor("embed")
+        head = DenseWeight(embed) if spec.tied_embedding else reader.weight("lm_head")
+        return ModelWeights(embed, layers, reader.tensor("norm"), head)
 
 
 class _Reader:

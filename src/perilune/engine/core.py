@@ -1,0 +1,215 @@
+"""The engine itself: requests in, token events out, one step at a time. Runs in its own process under the server."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from perilune.cache.manager import CacheManager
+from perilune.engine.config import EngineConfig, plan_engine
+from perilune.engine.grammars import GrammarQueue
+from perilune.engine.limits import Limits
+from perilune.engine.messages import Submit, TokenEvent, WireError
+from perilune.engine.request import FinishReason, SamplingParams, TokenLogprobs
+from perilune.engine.runner import Runner
+from perilune.engine.sampler import Constraint, Sampler
+from perilune.engine.scheduler import Scheduler, Sequence, Step, Work
+from perilune.errors import OverloadedError, RequestError
+from perilune.models.checkpoint import Checkpoint
+from perilune.nn.batch import Piece
+from perilune.text.tokenizer import load_tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Active:
+    """A submitted sequence with everything the scheduler need not know."""
+
+    sequence: Sequence
+    request: Submit
+    sampler: Sampler
+    max_new: int
+
+
+class EngineCore:
+    """Model, caches, queue. Not thread-safe: one caller steps it."""
+
+    def __init__(self, config: EngineConfig, path: Path) -> None:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        checkpoint = Checkpoint.open(path)
+        checkpoint.check()
+        self.config, self.spec = config, checkpoint.spec
+        self.plan = plan_engine(config, self.spec)
+        self.limits = Limits.of(self.spec, self.plan)
+        self.tokenizer = load_tokenizer(path)
+        self.stop_ids = frozenset(self.spec.stop_ids) | (self.tokenizer.stop_ids if self.tokenizer else frozenset())
+        self.cache = CacheManager(self.plan.cache)
+        self.scheduler = Scheduler(self.cache, config.prefill_chunk)
+        started = time.perf_counter()
+        self.runner = Runner(checkpoint, self.plan.dtype, self.plan.cache)
+        self.load_seconds = time.perf_counter() - started
+        self._active: dict[str, _Active] = {}
+        self._grammars = GrammarQueue(self.tokenizer, self.spec.vocab, self.stop_ids)
+        self._counts = {"prompt_tokens_total": 0, "generation_tokens_total": 0, "preemptions_total": 0, "steps_total": 0}
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do now."""
+        return not self.scheduler.idle or self._grammars.pending > 0
+
+    def add(self, request: Submit) -> None:
+        """Queue one sequence. Raises RequestError, ContextLengthError or OverloadedError; then nothing was queued."""
+        if request.id in self._active:
+            raise RequestError(f"The request id {request.id!r} is in use.", param="request_id")
+        max_new = self.limits.check(request.prompt, request.params)
+        if len(self._active) >= self.config.max_waiting + self.config.max_running:
+            raise OverloadedError("The queue is full.", f"{len(self._active)} requests are open.", "Retry later, or raise max_waiting.")
+        if request.params.grammar is not None:
+            self._grammars.put(request, max_new)
+        else:
+            self._queue(request, max_new, None)
+
+    def _queue(self, request: Submit, max_new: int, constraint: Constraint | None) -> None:
+        stop_ids = frozenset(request.params.stop_token_ids)
+        if not request.params.ignore_eos:
+            stop_ids |= self.stop_ids
+        sampler = Sampler(
+            request.params,
+            request.prompt,
+            self.spec.vocab,
+            seed=request.seed,
+            stream=request.stream,
+            stop_ids=stop_ids,
+            constraint=constraint,
+        )
+        sequence = Sequence(request.id, request.prompt)
+        self._active[request.id] = _Active(sequence, request, sampler, max_new)
+        self.scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a sequence at any moment. An id that is not open is ignored: it may just have finished."""
+        self._grammars.cancel(request_id)
+        active = self._active.pop(request_id, None)
+        if active is not None:
+            self.scheduler.remove(active.sequence)
+
+    def step(self) -> list[TokenEvent]:
+        """Advance every running sequence. An exception inside fails the sequences of this step, not the engine."""
+        events = self._take_compiled()
+        step = self.scheduler.schedule()
+        self._counts["preemptions_total"] += len(step.preempted)
+        for sequence in step.admitted:
+            self.runner.clear(self.cache.slot(sequence.id))
+        if not step.work:
+            return events
+        try:
+            events += self._run(step)
+        except Exception as error:
+            log.exception("a step failed")
+            for work in step.work:
+                if work.sequence.id in self._active:
+                    self.abort(work.sequence.id)
+                    events.append(TokenEvent(work.sequence.id, finish_reason="error", error=WireError.of(error)))
+        return events
+
+    def _take_compiled(self) -> list[TokenEvent]:
+        """Queue the requests whose grammar is ready; report those whose grammar is no grammar."""
+        failed = []
+        for request, max_new, result in self._grammars.collect(wait=self.scheduler.idle):
+            if isinstance(result, Exception):
+                failed.append(TokenEvent(request.id, finish_reason="error", error=WireError.of(result)))
+            else:
+                self._queue(request, max_new, result)
+        return failed
+
+    def _run(self, step: Step) -> list[TokenEvent]:
+        logits = self.runner.run([self._piece(work) for work in step.work])
+        self.scheduler.commit(step)
+        self._counts["steps_total"] += 1
+        self._counts["prompt_tokens_total"] += sum(work.count for work in step.work if work.mode == "prefill")
+        sampling = [work.sequence for work in step.work if work.samples]
+        return [self._advance(sequence, row) for sequence, row in zip(sampling, logits, strict=True)]
+
+    def _piece(self, work: Work) -> Piece:
+        sequence = work.sequence
+        return Piece(
+            sequence.tokens(work.start, work.count),
+            work.start,
+            self.cache.slot(sequence.id),
+            self.cache.pages(sequence.id),
+            work.mode,
+            "last" if work.samples else "none",
+        )
+
+    def _advance(self, sequence: Sequence, logits: Tensor) -> TokenEvent:
+        """Sample the next token of one sequence from logits [V], and end it if it is done."""
+        active = self._active[sequence.id]
+        token = active.sampler.sample(logits)
+        sequence.outputs.append(token.token_id)
+        self._counts["generation_tokens_total"] += 1
+        finish, stop_reason, ends_turn = self._ending(active, token)
+        if finish is not None:
+            self._active.pop(sequence.id)
+            self.scheduler.remove(sequence)
+        return TokenEvent(sequence.id, token, finish, stop_reason, ends_turn)
+
+    def _ending(self, active: _Active, token: TokenLogprobs) -> tuple[FinishReason | None, int | None, bool]:
+        """(finish reason, the stop token that was asked for, whether the token ends the turn and is no text)."""
+        params, count = active.request.params, len(active.sequence.outputs)
+        constraint = active.sampler.constraint
+        if count > params.min_tokens:
+            if token.token_id in params.stop_token_ids:
+                return "stop", token.token_id, True
+            if not params.ignore_eos and token.token_id in self.stop_ids:
+                return "stop", None, True
+        if constraint is not None and constraint.finished:
+            return "stop", None, token.token_id in self.stop_ids
+        if count >= active.max_new:
+            return "length", None, False
+        return None, None, False
+
+    def logits(self, tokens: tuple[int, ...]) -> Tensor:
+        """fp32 [T, vocab] of a whole prompt in one pass. Needs a free slot and enough pages, so an idle engine."""
+        self.limits.check(tokens, SamplingParams())
+        name = "logits"
+        if not self.cache.can_admit(len(tokens)):
+            raise OverloadedError("No room for a prompt.", "Every page or slot is taken by a running request.")
+        slot = self.cache.admit(name, len(tokens))
+        try:
+            self.runner.clear(slot)
+            return self.runner.run([Piece(tokens, 0, slot, self.cache.pages(name), "prefill", "all")])
+        finally:
+            self.cache.free(name)
+
+    def stats(self) -> dict[str, int | float | str]:
+        """Planned, allocated and used bytes, pages, slots, queue lengths and totals since the start."""
+        held = self.cache.stats()
+        return {
+            "dtype": self.plan.dtype,
+            "max_context": self.limits.context,
+            "cache_bytes_planned": self.plan.cache.total_bytes,
+            "cache_bytes_allocated": self.runner.allocated_bytes,
+            "cache_bytes_used": held.bytes_used,
+            "pages_total": held.pages_total,
+            "pages_used": held.pages_used,
+            "slots_total": held.slots_total,
+            "slots_used": held.slots_used,
+            "running": len(self.scheduler.running),
+            "waiting": len(self.scheduler.waiting),
+            "load_seconds": self.load_seconds,
+            **self._counts,
+        }
+
+    def check(self) -> None:
+        """Prove the books of the cache; raises AssertionError. Tests call it between steps."""
+        self.cache.check()
+
+    def close(self) -> None:
+        self._grammars.close()

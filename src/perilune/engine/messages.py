@@ -1,0 +1,87 @@
+"""What crosses between the HTTP process and the engine process: msgspec structs in msgpack, never pickle."""
+
+from __future__ import annotations
+
+import msgspec
+
+from perilune import errors
+from perilune.engine.request import FinishReason, SamplingParams, TokenLogprobs
+
+
+class WireError(msgspec.Struct, frozen=True):
+    """A PeriluneError in transit; unknown kinds come back as the base class."""
+
+    kind: str
+    what: str
+    why: str = ""
+    fix: str = ""
+    param: str | None = None
+
+    @staticmethod
+    def of(error: Exception) -> WireError:
+        if isinstance(error, errors.PeriluneError):
+            return WireError(type(error).__name__, error.what, error.why, error.fix, error.param)
+        text = f"{type(error).__name__}: {error}"
+        return WireError("PeriluneError", "The engine failed on this request.", text, "Please report it with the server's log.")
+
+    def error(self) -> errors.PeriluneError:
+        kind = getattr(errors, self.kind, None)
+        if not (isinstance(kind, type) and issubclass(kind, errors.PeriluneError)):
+            kind = errors.PeriluneError
+        return kind(self.what, self.why, self.fix, param=self.param)
+
+
+class Submit(msgspec.Struct, tag=True, frozen=True):
+    """One sequence. `stream` tells the n sequences of a request apart under one seed."""
+
+    id: str
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    stream: int = 0
+
+
+class Abort(msgspec.Struct, tag=True, frozen=True):
+    id: str
+
+
+class AskStats(msgspec.Struct, tag=True, frozen=True):
+    pass
+
+
+class Shutdown(msgspec.Struct, tag=True, frozen=True):
+    pass
+
+
+class TokenEvent(msgspec.Struct, frozen=True):
+    """One new token of sequence `id`, or its end by an error. `ends_turn`: the token is a stop token, not text."""
+
+    id: str
+    token: TokenLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    ends_turn: bool = False
+    cached_tokens: int = 0
+    error: WireError | None = None
+
+
+class Ready(msgspec.Struct, tag=True, frozen=True):
+    because: tuple[str, ...]
+
+
+class Tokens(msgspec.Struct, tag=True, frozen=True):
+    events: tuple[TokenEvent, ...]
+
+
+class Stats(msgspec.Struct, tag=True, frozen=True):
+    values: dict[str, int | float | str]
+
+
+class Fatal(msgspec.Struct, tag=True, frozen=True):
+    """The engine cannot start or go on; the process exits after this."""
+
+    error: WireError
+
+
+ToEngine = Submit | Abort | AskStats | Shutdown
+FromEngine = Ready | Tokens | Stats | Fatal
