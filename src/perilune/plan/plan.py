@@ -1,0 +1,207 @@
+"""Will it fit: the bytes of weights, cache and workspace beside the memory there is. Imports no torch, probes nothing.
+
+The cache is sized by the function the engine calls, so `cache_bytes` is what it then allocates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from perilune.cache.budget import CachePlan, plan_cache
+from perilune.cache.geometry import PAGE_TOKENS, CacheGeometry, pages_for
+from perilune.errors import ConfigError
+from perilune.models.spec import ModelSpec
+from perilune.plan.parameters import count_parameters
+from perilune.plan.roofline import Roofline, roofline
+from perilune.plan.workspace import PROCESS_BYTES, STEP_TOKENS, Workspace, workspace
+from perilune.units import format_bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One model at one context and concurrency in one memory. Bytes unless named otherwise.
+
+    `max_context` is the largest context for `concurrency` sequences, `max_concurrency` the most sequences of
+    `context` tokens; 0 where nothing fits. `because` holds one short reason per number, by field name.
+    """
+
+    architecture: str
+    layers: int
+    kda_layers: int
+    mla_layers: int
+    parameters_total: int
+    parameters_active: int
+    dtype: str
+    context: int
+    concurrency: int
+    weights_bytes: int
+    cache_bytes_per_token: int
+    state_bytes_per_sequence: int
+    pages: int
+    page_bytes: int
+    slots: int
+    slot_bytes: int
+    cache_bytes: int
+    workspace_bytes: int
+    total_bytes: int
+    memory_bytes: int
+    max_context: int
+    max_concurrency: int
+    fits: bool
+    roofline: Roofline
+    because: dict[str, str]
+
+
+def plan_model(
+    spec: ModelSpec,
+    *,
+    context: int,
+    concurrency: int,
+    weights_bytes: int,
+    memory: int,
+    memory_source: str = "as given",
+    weights_source: str = "as held in memory",
+    dtype: str | None = None,
+    step_tokens: int = STEP_TOKENS,
+    bandwidth: float | None = None,
+    compute: float | None = None,
+) -> Plan:
+    """Plan `concurrency` sequences of `context` tokens in `memory` bytes; `dtype=None` is the checkpoint's own.
+
+    `bandwidth` (bytes/s) and `compute` (FLOP/s), if known, add expected rates.
+    Raises ConfigError for a context the model does not have, a number below 1, or a dtype that holds no cache.
+    """
+    if context > spec.max_context:
+        raise ConfigError(
+            f"A context of {context} tokens is more than the model's {spec.max_context}.",
+            "The checkpoint's config sets the limit.",
+            f"Ask for {spec.max_context} or less.",
+        )
+    geometry = CacheGeometry.of(spec, dtype or spec.dtype)
+    cache = plan_cache(geometry, context, concurrency)
+    work, parameters = workspace(spec, step_tokens), count_parameters(spec)
+    need = weights_bytes + cache.total_bytes + work.total(concurrency)
+    room = _Room(spec, geometry, work, memory - weights_bytes)
+    reach, crowd = room.max_context(concurrency), room.max_concurrency(context)
+    fits = need <= memory
+    speed = roofline(
+        spec, geometry, weights_bytes,
+        depth=context, concurrency=concurrency, bandwidth=bandwidth, compute=compute,
+    )  # fmt: skip
+    because = {
+        "parameters_total": "counted from the config's shapes",
+        "parameters_active": "what one token reads: all but the input embedding and the experts it is not sent to",
+        "dtype": "the checkpoint's own" if dtype in (None, spec.dtype) else f"as set; the checkpoint is {spec.dtype}",
+        "weights_bytes": weights_source,
+        **_cache_reasons(geometry, cache, concurrency, context),
+        "workspace_bytes": f"an estimate: {format_bytes(PROCESS_BYTES)} of libraries, {step_tokens} prompt tokens per "
+        f"step through the widest layer in fp32, logits of {sequences(concurrency)}",
+        "total_bytes": "weights + cache + workspace",
+        "memory_bytes": memory_source,
+        "max_context": _why_context(spec, reach, concurrency),
+        "max_concurrency": f"whole sequences of {context} tokens in what the weights leave",
+        "fits": _why_fits(need, memory, weights_bytes + work.total(1), reach, crowd),
+    }
+    return Plan(
+        architecture=spec.architecture,
+        layers=len(spec.layers),
+        kda_layers=len(spec.kda_layers),
+        mla_layers=len(spec.mla_layers),
+        parameters_total=parameters.total,
+        parameters_active=parameters.active,
+        dtype=geometry.dtype,
+        context=context,
+        concurrency=concurrency,
+        weights_bytes=weights_bytes,
+        cache_bytes_per_token=geometry.bytes_per_token,
+        state_bytes_per_sequence=geometry.slot_bytes,
+        pages=cache.pages,
+        page_bytes=cache.page_bytes,
+        slots=cache.slots,
+        slot_bytes=cache.slot_bytes,
+        cache_bytes=cache.total_bytes,
+        workspace_bytes=work.total(concurrency),
+        total_bytes=need,
+        memory_bytes=memory,
+        max_context=reach,
+        max_concurrency=crowd,
+        fits=fits,
+        roofline=speed,
+        because=because,
+    )
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What is left beside the weights, and how far it reaches."""
+
+    spec: ModelSpec
+    geometry: CacheGeometry
+    work: Workspace
+    left: int
+
+    def max_context(self, concurrency: int) -> int:
+        """The largest context for `concurrency` sequences, whole pages or the model's limit; 0 if none."""
+        free = self.left - self.work.total(concurrency) - concurrency * self.geometry.slot_bytes
+        if free < concurrency * self.geometry.page_bytes:
+            return 0
+        if not self.geometry.page_bytes:
+            return self.spec.max_context
+        pages = free // (concurrency * self.geometry.page_bytes)
+        return min(self.spec.max_context, pages * PAGE_TOKENS)
+
+    def max_concurrency(self, context: int) -> int:
+        """The most sequences of `context` tokens; 0 if not even one."""
+        each = self.geometry.sequence_bytes(context) + self.work.sequence_bytes
+        return max(0, (self.left - self.work.step_bytes) // each)
+
+
+def sequences(count: int) -> str:
+    return "1 sequence" if count == 1 else f"{count} sequences"
+
+
+def _cache_reasons(geometry: CacheGeometry, cache: CachePlan, concurrency: int, context: int) -> dict[str, str]:
+    page, slot = format_bytes(cache.page_bytes), format_bytes(cache.slot_bytes)
+    tables = f"{concurrency} x {pages_for(context)} pages of {PAGE_TOKENS} tokens"
+    return {
+        "cache_bytes_per_token": _why_token(geometry),
+        "state_bytes_per_sequence": _why_state(geometry),
+        "pages": f"{tables}, {page} each" if geometry.latents else f"{tables}; no MLA layer, so they hold nothing",
+        "slots": f"one of {slot} per running sequence" if geometry.states else "no KDA layer, so they hold nothing",
+        "cache_bytes": "all pages and slots; the engine allocates exactly this",
+    }
+
+
+def _why_token(geometry: CacheGeometry) -> str:
+    if not geometry.latents:
+        return "no MLA layer"
+    widths = sorted({block.values for block in geometry.latents})
+    width = " or ".join(str(w) for w in widths)
+    return f"{len(geometry.latents)} MLA layers x {width} values x {geometry.value_bytes} bytes"
+
+
+def _why_state(geometry: CacheGeometry) -> str:
+    if not geometry.states:
+        return "no KDA layer"
+    state, conv = format_bytes(geometry.state_bytes), format_bytes(geometry.conv_bytes)
+    padding = f", {geometry.padding_bytes} B alignment" if geometry.padding_bytes else ""
+    return f"{len(geometry.states)} KDA layers: {state} state in fp32, {conv} convolution window{padding}"
+
+
+def _why_context(spec: ModelSpec, reach: int, concurrency: int) -> str:
+    if reach == spec.max_context:
+        return f"the model's limit; the memory holds {sequences(concurrency)} of it"
+    if reach == 0:
+        return f"{sequences(concurrency)} of one page do not fit beside the weights"
+    return f"whole pages for {sequences(concurrency)} in what the weights leave; the model allows {spec.max_context}"
+
+
+def _why_fits(need: int, memory: int, smallest: int, reach: int, crowd: int) -> str:
+    """`smallest` is the need without any cache."""
+    if need <= memory:
+        return f"{format_bytes(memory - need)} remain free"
+    short = f"{format_bytes(need - memory)} too little"
+    if smallest > memory:
+        return f"{short}; weights and workspace alone exceed it: use more memory, or a smaller or quantised checkpoint"
+    ways = [f"{name} {value}" for name, value in (("context", reach), ("concurrency", crowd)) if value]
+    return f"{short}; {' or '.join(ways)} would fit" if ways else f"{short}; lower both context and concurrency"

@@ -1,0 +1,93 @@
+"""A Plan for people and for programs. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from perilune.plan.plan import Plan
+from perilune.units import format_bytes
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """Every field of the plan under its own name, ready for json.dumps; `roofline` is nested."""
+    return dataclasses.asdict(plan)
+
+
+def render(plan: Plan) -> RenderableType:
+    """The verdict first, then what takes memory from the largest to the smallest, then what would fit and how fast."""
+    return Group(_verdict(plan), Text(), _memory(plan), Text(), _facts(plan))
+
+
+def _verdict(plan: Plan) -> Text:
+    word, style = ("fits", "bold green") if plan.fits else ("does not fit", "bold red")
+    total, memory = format_bytes(plan.total_bytes), format_bytes(plan.memory_bytes)
+    asked = f"{plan.concurrency} x {plan.context} tokens"
+    return Text.assemble(
+        (f"{plan.architecture} {word}", style), f": {asked} need {total} of {memory}; {plan.because['fits']}."
+    )
+
+
+def _table() -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True, style="bold")
+    table.add_column(style="dim")
+    return table
+
+
+def _memory(plan: Plan) -> Table:
+    parts = [
+        ("weights", plan.weights_bytes, "weights_bytes"),
+        (f"{plan.pages} pages", plan.pages * plan.page_bytes, "pages"),
+        (f"{plan.slots} slots", plan.slots * plan.slot_bytes, "slots"),
+        ("workspace", plan.workspace_bytes, "workspace_bytes"),
+    ]
+    table = _table()
+    for name, size, key in sorted(parts, key=lambda part: -part[1]):
+        table.add_row(name, format_bytes(size), plan.because[key])
+    table.add_row("total", format_bytes(plan.total_bytes), plan.because["total_bytes"])
+    table.add_row("memory", format_bytes(plan.memory_bytes), plan.because["memory_bytes"])
+    return table
+
+
+def _facts(plan: Plan) -> Table:
+    speed = plan.roofline
+    rows = [
+        ("parameters", _count(plan.parameters_total), plan.because["parameters_total"]),
+        ("active per token", _count(plan.parameters_active), plan.because["parameters_active"]),
+        ("dtype", plan.dtype, plan.because["dtype"]),
+        ("cache per token", f"{plan.cache_bytes_per_token} B", plan.because["cache_bytes_per_token"]),
+        ("state per sequence", format_bytes(plan.state_bytes_per_sequence), plan.because["state_bytes_per_sequence"]),
+        ("largest context", f"{plan.max_context}", plan.because["max_context"]),
+        ("most sequences", f"{plan.max_concurrency}", plan.because["max_concurrency"]),
+        ("read per token", format_bytes(speed.read_bytes_per_token), _traffic(plan)),
+    ]
+    for name, rate, key in (
+        ("decode at most", speed.decode_tokens_per_second, "decode_tokens_per_second"),
+        ("prefill at most", speed.prefill_tokens_per_second, "prefill_tokens_per_second"),
+    ):
+        if rate is not None:
+            rows.append((name, f"{rate:.3g} tok/s", speed.because[key]))
+    table = _table()
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _traffic(plan: Plan) -> str:
+    speed = plan.roofline
+    weights = format_bytes(speed.weight_bytes_per_step / speed.concurrency)
+    state, cache = format_bytes(speed.state_bytes_per_token), format_bytes(speed.cache_bytes_per_token)
+    return f"decoding {speed.concurrency} at {speed.depth} tokens: {weights} weights, {state} state, {cache} cache"
+
+
+def _count(parameters: int) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M")):
+        if parameters >= size:
+            return f"{parameters / size:.4g} {unit}"
+    return str(parameters)
