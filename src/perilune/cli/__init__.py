@@ -1,0 +1,1 @@
+"""One file per command. Never: logic; a command parses, calls and prints."""

@@ -1,0 +1,57 @@
+"""The `perilune` command: finds the asked command's file and imports only that, so that each starts fast."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import typer
+from rich.console import Console
+
+from perilune import __version__
+from perilune.errors import PeriluneError
+
+COMMANDS = ("plan", "serve", "generate", "chat", "demo", "smoke", "ops")
+
+
+def build(only: str | None = None) -> typer.Typer:
+    """The application, with one command or all of them (for --help)."""
+    app = typer.Typer(
+        name="perilune",
+        help="Serve hybrid linear-attention language models (KDA + MLA, mixture of experts) at long context.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    for name in COMMANDS if only is None else (only,):
+        module = importlib.import_module(f"perilune.cli.{name}")
+        app.command(name)(getattr(module, name))
+
+    @app.callback(invoke_without_command=True)
+    def version(show: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+        if show:
+            typer.echo(f"perilune {__version__}")
+            raise typer.Exit
+
+    return app
+
+
+def main() -> None:
+    """Run; a PeriluneError becomes three readable lines and exit status 1."""
+    first = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    try:
+        build(first if first in COMMANDS else None)(prog_name="perilune")
+    except PeriluneError as error:
+        report(error)
+        sys.exit(1)
+
+
+def report(error: PeriluneError) -> None:
+    """What, why and the fix, on stderr."""
+    console = Console(stderr=True, highlight=False)
+    console.print("[bold red]error[/] ", end="")
+    console.print(error.what, markup=False)
+    for label, text in (("why", error.why), ("fix", error.fix)):
+        if text:
+            console.print(f"  [dim]{label}[/]  ", end="")
+            console.print(text, markup=False)
