@@ -1,0 +1,179 @@
+"""Chat messages to a prompt, by the checkpoint's own Jinja template. Only the template can write control tokens."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+
+from perilune.errors import CheckpointError, RequestError
+from perilune.text.added import named_token
+from perilune.text.guard import Guard, Markers
+from perilune.text.messages import Arguments, checked_messages, checked_tools, deep_sorted
+from perilune.text.sandbox import BoundedEnvironment
+from perilune.text.tokenizer import Tokenizer
+from perilune.text.vocabulary import read_json
+
+_SORTS_TOOLS = "<|tool_calls_section_begin|>"
+_TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+_RESERVED = {"messages", "tools", "add_generation_prompt"}
+_LOAD_FAILURES = (jinja2.TemplateSyntaxError, OSError, ValueError, KeyError, TypeError, RecursionError)
+_RENDER_FAILURES = (
+    jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
+    MemoryError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """`ids` decode to `text`. `starts_in_reasoning`: the prompt ends with <think>, so the answer begins inside."""
+
+    ids: list[int]
+    text: str
+    starts_in_reasoning: bool = False
+
+
+class ChatTemplate:
+    """One or more named templates of a checkpoint: `default`, and `tool_use` where there is one for tools."""
+
+    def __init__(
+        self, sources: Mapping[str, str], tokenizer: Tokenizer, tokens: Mapping[str, str] | None = None
+    ) -> None:
+        """`tokens` are bos_token and the like. Raises jinja2.TemplateSyntaxError."""
+        self.sources = dict(sources)
+        self._tokenizer, self._tokens = tokenizer, dict(tokens or {})
+        self._markers = Markers(tokenizer.special_ids)
+        self._environment = _environment()
+        self._templates = {name: self._environment.bounded_template(text) for name, text in sources.items()}
+
+    @classmethod
+    def load(cls, path: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+        """From chat_template.jinja, else tokenizer_config.json, in the folder `path`; None if neither has one.
+
+        Raises CheckpointError naming the broken file.
+        """
+        config_path, jinja_path = path / "tokenizer_config.json", path / "chat_template.jinja"
+        config = read_json(config_path) if config_path.exists() else {}
+        found = jinja_path if jinja_path.exists() else config_path
+        try:
+            sources = {"default": jinja_path.read_text("utf-8")} if found == jinja_path else _named(config)
+            tokens = {name: text for name in _TOKEN_NAMES if (text := named_token(config, name)) is not None}
+            return cls(sources, tokenizer, tokens) if sources else None
+        except (jinja2.TemplateSyntaxError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CheckpointError(
+                f"The chat template in {found} cannot be read.", f"{error}.", "Fix the file."
+            ) from error
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Prompt:
+        """The prompt for `messages`. `extra` are further template variables, such as `enable_thinking`.
+
+        Raises RequestError with `param` set: bad messages, tools or extra; a template that rejects them.
+        """
+        if taken := _RESERVED & set(extra or {}):
+            raise RequestError(f"{min(taken)!r} cannot be a template variable.", param="chat_template_kwargs")
+        guard = Guard(self._markers)
+        checked = checked_messages(messages, splits_thinking="</think>" in self._tokenizer.special_ids)
+        checked_list = checked_tools(tools)
+        if _SORTS_TOOLS in self._tokenizer.special_ids:
+            checked_list = deep_sorted(checked_list)
+        variables = {
+            **self._tokens,
+            **guard.hide(dict(extra or {})),
+            "messages": [_hidden_message(message, guard) for message in checked],
+            "tools": guard.hide(checked_list),
+            "add_generation_prompt": add_generation_prompt,
+        }
+        text = self._run("tool_use" if checked_list and "tool_use" in self._templates else "default", variables, guard)
+        return Prompt(self._encode(text, guard), guard.reveal(text), text.rstrip().endswith("<think>"))
+
+    def _run(self, name: str, variables: dict[str, Any], guard: Guard) -> str:
+        template = self._templates.get(name) or next(iter(self._templates.values()))
+        try:
+            return self._environment.render(template, variables, guard.chars)
+        except _RENDER_FAILURES as error:
+            what = "The model's chat template cannot render these messages."
+            raise RequestError(
+                what, guard.reveal(f"{str(error) or type(error).__name__}."), param="messages"
+            ) from error
+
+    def _encode(self, text: str, guard: Guard) -> list[int]:
+        ids: list[int] = []
+        start = 0
+        for marker in self._markers.pattern.finditer(text):
+            ids.extend(self._tokenizer.encode(guard.reveal(text[start : marker.start()])))
+            ids.append(self._tokenizer.special_ids[marker.group()])
+            start = marker.end()
+        return ids + self._tokenizer.encode(guard.reveal(text[start:]))
+
+
+def _hidden_message(message: Mapping[str, Any], guard: Guard) -> dict[str, Any]:
+    """Roles are a closed list, and templates build tokens from them, so they stay."""
+    plain = {key: value for key, value in message.items() if key not in ("role", "tool_calls")}
+    hidden = _hidden_fields(plain, guard)
+    if "tool_calls" in message:
+        hidden["tool_calls"] = [_hidden_call(call, guard) for call in message["tool_calls"]]
+    return {"role": message["role"], **hidden}
+
+
+def _hidden_fields(fields: Mapping[str, Any], guard: Guard) -> dict[str, Any]:
+    return {
+        guard.hide_key(key): guard.hide_text(value) if isinstance(value, str) else guard.hide(value)
+        for key, value in fields.items()
+    }
+
+
+def _hidden_call(call: Mapping[str, Any], guard: Guard) -> dict[str, Any]:
+    function = _hidden_fields(call["function"], guard)
+    arguments = call["function"]["arguments"]
+    if isinstance(arguments, Arguments):
+        function["arguments"] = Arguments(guard.hide(dict(arguments)), guard.hide(arguments._json_text))
+    rest = {key: value for key, value in call.items() if key not in ("function", "type")}
+    return {**_hidden_fields(rest, guard), "type": "function", "function": function}
+
+
+def _named(config: Mapping[str, Any]) -> dict[str, str]:
+    """`chat_template` is a string, or a list of {"name", "template"}."""
+    value = config.get("chat_template")
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {"default": value}
+    return {str(entry["name"]): str(entry["template"]) for entry in value}
+
+
+def _environment() -> BoundedEnvironment:
+    environment = BoundedEnvironment()
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Plain JSON, unlike Jinja's own filter, which escapes for HTML."""
+    if isinstance(value, Arguments):
+        return value._json_text
+    indent = min(indent, 16) if indent else indent
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
