@@ -1,4 +1,4 @@
-"""What the loader holds: one entry per name that `nn` asks for, with the experts of a layer stacked. Imports no torch."""
+"""What the loader holds: one entry per name that `nn` asks for, a layer's experts stacked. Imports no torch."""
 
 from __future__ import annotations
 

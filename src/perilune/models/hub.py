@@ -64,11 +64,11 @@ def _local(model: str) -> Path | None:
 
 def _download(model: str, revision: str | None, wanted: list[str], progress: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
-    class Silent(tqdm):  # type: ignore[type-arg]  # tqdm is generic in its stubs only
+    class Silent(tqdm):
         def __init__(self, *args: object, **kwargs: object) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]  # tqdm has no types
 
     try:
         folder = snapshot_download(

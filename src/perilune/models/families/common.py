@@ -14,6 +14,10 @@ from perilune.errors import CheckpointError, UnsupportedError
 from perilune.models.families.fields import Fields
 from perilune.models.spec import DenseSpec, MlaSpec, ModelSpec, MoeSpec, RopeSpec, TensorSpec, YarnSpec
 
+# Far above any model: a wrong count must not make the reader list tensors for hours.
+_MAX_LAYERS = 10_000
+_MAX_EXPERTS = 100_000
+
 DTYPES = ("bfloat16", "float16", "float32")
 
 # Every Kimi tokenizer has these ids; the configs name one of them, the models stop on all three
@@ -24,8 +28,8 @@ _KIMI_STOPS = (163585, 163586, 163593)
 # Options of Kimi-K3, GLM-5.3 and DeepSeek-V3.2 that change the arithmetic. A reader that overlooked one would load
 # such a checkpoint and answer fluent nonsense.
 _UNKNOWN_LAYERS = (
-    "attn_res_block_size", "gate_lower_bound", "hc_mult", "index_head_dim", "index_kpool", "index_n_heads", "index_topk",
-    "linear_lower_bound", "mla_use_output_gate", "mlp_bias", "routed_expert_hidden_size", "sliding_window",
+    "attn_res_block_size", "gate_lower_bound", "hc_mult", "index_head_dim", "index_kpool", "index_n_heads",
+    "index_topk", "linear_lower_bound", "mla_use_output_gate", "mlp_bias", "routed_expert_hidden_size", "sliding_window",
     "swiglu_limit", "use_full_rank_gate",
 )  # fmt: skip
 
@@ -68,6 +72,11 @@ def stop_ids(vocab: int, *configs: Mapping[str, Any] | None) -> tuple[int, ...]:
     """Every `eos_token_id` of the configs, in order, plus the ids all Kimi vocabularies end a turn with."""
     found = [i for config in configs if config for i in Fields(config).ids("eos_token_id")]
     return tuple(dict.fromkeys([*found, *(_KIMI_STOPS if vocab == _KIMI_VOCAB else ())]))
+
+
+def read_layer_count(fields: Fields) -> int:
+    """How many layers the decoder has."""
+    return fields.integer("num_hidden_layers", maximum=_MAX_LAYERS)
 
 
 def read_rope(fields: Fields, dim: int) -> RopeSpec:
@@ -129,7 +138,7 @@ def read_moe(fields: Fields) -> MoeSpec:
 
     Raises CheckpointError when experts, groups and top-k do not go together.
     """
-    experts = fields.integer("n_routed_experts", "num_experts", "num_local_experts")
+    experts = fields.integer("n_routed_experts", "num_experts", "num_local_experts", maximum=_MAX_EXPERTS)
     width = fields.integer("moe_intermediate_size")
     moe = MoeSpec(
         experts=experts,
@@ -145,7 +154,7 @@ def read_moe(fields: Fields) -> MoeSpec:
     if experts % moe.groups or moe.top_groups > moe.groups or moe.top_k > reachable:
         raise CheckpointError(
             f"config.json: {experts} experts cannot be routed.",
-            f"n_group {moe.groups}, topk_group {moe.top_groups} and num_experts_per_tok {moe.top_k} do not go together.",
+            f"n_group {moe.groups}, topk_group {moe.top_groups}, num_experts_per_tok {moe.top_k} do not go together.",
             "Correct these keys in the config.",
         )
     return moe

@@ -42,7 +42,7 @@ def read_decoder(
     common.refuse_unknown_layers(fields)
     fields.only("scoring_func", "sigmoid")
     fields.only("topk_method", "noaux_tc")
-    vocab, count = fields.integer("vocab_size"), fields.integer("num_hidden_layers")
+    vocab, count = fields.integer("vocab_size"), common.read_layer_count(fields)
     mla = common.read_mla(fields, rotated=True)
     dense = DenseSpec(fields.integer("intermediate_size"))
     ffns = common.read_ffns(fields, count, dense, common.read_moe(fields))

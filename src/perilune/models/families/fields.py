@@ -31,10 +31,10 @@ class Fields:
             raise self._wrong(name, value, "an object")
         return Fields(value, f"{self.where} {name}")
 
-    def integer(self, *names: str, default: int = _MISSING, minimum: int = 1) -> int:
+    def integer(self, *names: str, default: int = _MISSING, minimum: int = 1, maximum: int = 2**40) -> int:
         name, value = self._find(names, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise self._wrong(name, value, f"a whole number of at least {minimum}")
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise self._wrong(name, value, f"a whole number from {minimum} to {maximum}")
         return value
 
     def optional_integer(self, *names: str, minimum: int = 0) -> int | None:

@@ -24,15 +24,16 @@ def read(config: Mapping[str, Any], architecture: str, generation: Mapping[str, 
     common.refuse_unknown_layers(fields)
     fields.only("moe_router_activation_func", "sigmoid")
     fields.only("mla_use_nope", True)
-    vocab, count = fields.integer("vocab_size"), fields.integer("num_hidden_layers")
+    vocab, count = fields.integer("vocab_size"), common.read_layer_count(fields)
     eps = fields.number("rms_norm_eps")
     kda, mla = _read_kda(fields, eps), common.read_mla(fields, rotated=False)
     dense = DenseSpec(fields.integer("intermediate_size"))
     ffns = common.read_ffns(fields, count, dense, common.read_moe(fields))
+    mixers = [kda if is_kda else mla for is_kda in _kda_mask(fields, count)]
     return ModelSpec(
         family=FAMILY,
         architecture=architecture,
-        layers=tuple(LayerSpec(kda if is_kda else mla, ffn) for is_kda, ffn in zip(_kda_mask(fields, count), ffns)),
+        layers=tuple(LayerSpec(mixer, ffn) for mixer, ffn in zip(mixers, ffns, strict=True)),
         vocab=vocab,
         hidden=fields.integer("hidden_size"),
         norm_eps=eps,

@@ -1,0 +1,31 @@
+"""The golden checkpoints, read only and as copies that a test may break."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(os.environ.get("PERILUNE_GOLDEN", Path(__file__).parents[1] / "golden"))
+NAMES = ("deepseek_v3", "glm4_moe_lite", "kimi_k25_mxfp4", "kimi_linear", "kimi_linear_w4a16")
+
+
+@pytest.fixture(params=NAMES)
+def golden(request: pytest.FixtureRequest) -> Path:
+    """Each golden model folder in turn."""
+    return GOLDEN / str(request.param)
+
+
+@pytest.fixture
+def golden_root() -> Path:
+    return GOLDEN
+
+
+@pytest.fixture
+def broken(golden: Path, tmp_path: Path) -> Path:
+    """A copy of each golden model without its reference outputs."""
+    copy = tmp_path / golden.name
+    shutil.copytree(golden, copy, ignore=shutil.ignore_patterns("golden.*"))
+    return copy
