@@ -52,7 +52,8 @@ def test_a_slot_share_of_one_rank_is_a_byte_range_of_the_whole(hybrid_spec: Mode
     whole.state(layer).copy_(torch.randn(whole.state(layer).shape))
     share.state(layer).copy_(whole.state(layer)[:, :heads])
     size = share.state(layer)[0].numel() * 4  # layer 0's state is the first block of a slot
-    assert layer == 0 and torch.equal(share.buffer[:, :size], whole.buffer[:, :size])
+    assert layer == 0
+    assert torch.equal(share.buffer[:, :size], whole.buffer[:, :size])
 
 
 def test_every_view_writes_its_own_bytes_only(golden_spec: ModelSpec) -> None:
@@ -78,7 +79,8 @@ def test_clearing_a_slot_zeroes_it_and_leaves_its_neighbours(golden_spec: ModelS
 def test_memory_starts_at_zero_and_rows_are_aligned(golden_spec: ModelSpec) -> None:
     geometry, plan = sized(golden_spec, "bfloat16")
     arenas = CacheArenas(geometry, plan)
-    assert not arenas.page_arena.tensor.any() and not arenas.slot_arena.buffer.any()
+    assert not arenas.page_arena.tensor.any()
+    assert not arenas.slot_arena.buffer.any()
     for slot in range(plan.slots):
         assert arenas.slot_arena.buffer[slot].data_ptr() % ALIGNMENT == 0
     for layer in golden_spec.kda_layers:
@@ -119,5 +121,6 @@ def test_a_model_without_mla_has_pages_of_no_bytes(hybrid_spec: ModelSpec) -> No
     spec = dataclasses.replace(hybrid_spec, layers=(hybrid_spec.layers[0],))
     geometry, plan = sized(spec, "bfloat16")
     arenas = CacheArenas(geometry, plan)
-    assert plan.pages == 15 and arenas.page_arena.allocated_bytes == 0
+    assert plan.pages == 15
+    assert arenas.page_arena.allocated_bytes == 0
     assert arenas.allocated_bytes == plan.total_bytes == plan.slots_bytes > 0

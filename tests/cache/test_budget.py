@@ -83,7 +83,8 @@ def test_a_budget_is_never_exceeded_and_never_left_unused(
         assert budget < geometry.slot_bytes + geometry.page_bytes
         return
     assert plan.total_bytes <= budget
-    assert 1 <= plan.slots <= running and plan.slots <= plan.pages <= free.pages
+    assert 1 <= plan.slots <= running
+    assert plan.slots <= plan.pages <= free.pages
     assert plan.because
     if plan.slots < running:
         assert plan.slots_bytes + plan.slots * geometry.page_bytes + geometry.sequence_bytes(1) > budget

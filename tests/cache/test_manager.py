@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -36,7 +39,7 @@ class ManagerAgainstDictionary(RuleBasedStateMachine):
         return PLAN.pages - sum(pages_for(tokens) for tokens in self.tokens.values())
 
     @rule(target=requests, tokens=st.integers(0, 300))
-    def admit(self, tokens: int):  # type: ignore[no-untyped-def]  # hypothesis' multiple() has no public type
+    def admit(self, tokens: int) -> Any:
         fits = len(self.tokens) < PLAN.slots and pages_for(tokens) <= self.free_pages
         assert self.manager.can_admit(tokens) == fits
         name = f"r{self.count}"
@@ -114,7 +117,8 @@ def test_slots_limit_admission_when_pages_are_plenty() -> None:
         manager.admit(name, 1)
     assert not manager.can_admit(0)
     manager.free("b")
-    assert manager.can_admit(64 * 10) and not manager.can_admit(64 * 10 + 1)
+    assert manager.can_admit(64 * 10)
+    assert not manager.can_admit(64 * 10 + 1)
 
 
 def test_a_request_grows_to_the_last_page_and_no_further() -> None:
@@ -151,7 +155,7 @@ def _forget_a_request(manager: CacheManager) -> None:
         (_forget_a_request, "page 2 is held by {'b'}"),
     ],
 )
-def test_check_names_what_broke_in_the_tables(damage, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_check_names_what_broke_in_the_tables(damage: Callable[[CacheManager], None], message: str) -> None:
     manager = CacheManager(PLAN)
     manager.admit("a", 128)
     manager.admit("b", 1)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from perilune.cache.pool import Pool
@@ -86,7 +88,7 @@ def test_a_negative_allocation_is_caught() -> None:
         (lambda pool: pool._free.__setitem__(0, 99), "do not exist"),
     ],
 )
-def test_check_names_what_broke(damage, message: str) -> None:  # type: ignore[no-untyped-def]  # pokes at privates
+def test_check_names_what_broke(damage: Callable[[Pool], object], message: str) -> None:
     pool = Pool(4)
     pool.allocate(2, "a")
     pool.check("pages")

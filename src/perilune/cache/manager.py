@@ -64,7 +64,8 @@ class CacheManager:
                 f"{self._slots.free} slots and {self._pages.free} pages are free"
             )
         slots, pages = self._slots.allocate(1, request_id), self._pages.allocate(pages_for(tokens), request_id)
-        assert slots is not None and pages is not None
+        assert slots is not None
+        assert pages is not None
         self._held[request_id] = _Held(slots[0], tokens, pages)
         return slots[0]
 

@@ -81,9 +81,7 @@ def roofline(
     )
 
 
-def step_weight_bytes(
-    spec: ModelSpec, parameters: Parameters, weights_bytes: int, dtype: str, concurrency: int
-) -> int:
+def step_weight_bytes(spec: ModelSpec, parameters: Parameters, weights_bytes: int, dtype: str, concurrency: int) -> int:
     """Weight bytes one decode step of `concurrency` tokens reads.
 
     Where `weights_bytes` is less than everything in `dtype`, the routed experts are the packed part, as in every

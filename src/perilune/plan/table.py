@@ -87,7 +87,8 @@ def _traffic(plan: Plan) -> str:
 
 
 def _count(parameters: int) -> str:
-    for size, unit in ((1e9, "B"), (1e6, "M")):
+    """`49122681728` -> `49.12 billion`; never a B, which is a byte here."""
+    for size, unit in ((1e9, "billion"), (1e6, "million")):
         if parameters >= size:
-            return f"{parameters / size:.4g} {unit}"
-    return str(parameters)
+            return f"{parameters / size:,.2f} {unit}"
+    return f"{parameters:,}"

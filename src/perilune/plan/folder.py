@@ -1,0 +1,73 @@
+"""From a model's folder or config.json to its Plan. Imports no torch.
+
+Weights are counted from the checkpoint's headers where its files are, else from what the config says they will be.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from perilune.cache.geometry import CacheGeometry
+from perilune.models.checkpoint import INDEX, SINGLE, Checkpoint
+from perilune.models.config import ConfigFiles, read_config, read_json
+from perilune.models.estimate import estimated_weight_bytes
+from perilune.plan.plan import Plan, plan_model
+
+DEFAULT_CONTEXT = 8192
+
+
+def plan_folder(
+    path: Path,
+    *,
+    memory: int,
+    memory_source: str,
+    context: int | None = None,
+    concurrency: int = 8,
+    dtype: str = "auto",
+    bandwidth: float | None = None,
+    compute: float | None = None,
+) -> Plan:
+    """Plan the model at `path`, a folder or a config.json.
+
+    `context=None` is the engine's default, or the model's limit if that is less; `dtype="auto"` the checkpoint's own.
+    Raises CheckpointError or UnsupportedError for a model that cannot be read, ConfigError as `plan_model`.
+    """
+    files = read_config(path)
+    kept = files.spec.dtype if dtype == "auto" else dtype
+    CacheGeometry.of(files.spec, kept)  # refuses an unknown dtype before weights are counted in it
+    weights_bytes, weights_source = count_weights(path, files, kept)
+    return plan_model(
+        files.spec,
+        context=min(files.spec.max_context, DEFAULT_CONTEXT) if context is None else context,
+        concurrency=concurrency,
+        weights_bytes=weights_bytes,
+        weights_source=weights_source,
+        memory=memory,
+        memory_source=memory_source,
+        dtype=kept,
+        bandwidth=bandwidth,
+        compute=compute,
+    )
+
+
+def count_weights(path: Path, files: ConfigFiles, dtype: str) -> tuple[int, str]:
+    """(bytes in memory for a model run in `dtype`, how they were counted).
+
+    Raises CheckpointError if all files are there and one is broken: the engine could not load it either.
+    """
+    missing = _missing(path)
+    if missing is None:
+        return Checkpoint.open(path).weight_bytes(dtype), "from the checkpoint's tensors, packed ones kept packed"
+    return estimated_weight_bytes(files.config, files.spec, dtype), f"from the config's shapes; {missing}"
+
+
+def _missing(path: Path) -> str | None:
+    """Why the weights cannot be counted here, or None if every file is there."""
+    if path.is_file():
+        return "only the config was given"
+    if not (path / INDEX).is_file():
+        return None if (path / SINGLE).is_file() else "no weights lie beside it"
+    weight_map = read_json(path / INDEX).get("weight_map")
+    shards = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    absent = [shard for shard in shards if not (path / str(shard)).is_file()]
+    return f"{len(absent)} of {len(shards)} shards are not here yet" if absent else None

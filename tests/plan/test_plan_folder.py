@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perilune.engine.config import EngineConfig, plan_engine
+from perilune.errors import CheckpointError, PeriluneError
+from perilune.models.checkpoint import Checkpoint
+from perilune.models.config import read_config
+from perilune.plan.folder import plan_folder
+from perilune.plan.plan import Plan
+from perilune.units import GIB
+
+
+def planned(path: Path, **settings: Any) -> Plan:
+    return plan_folder(path, memory=64 * GIB, memory_source="test", **settings)
+
+
+NAMES = ("deepseek_v3", "glm4_moe_lite", "kimi_k25_mxfp4", "kimi_linear", "kimi_linear_w4a16")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_the_plan_is_what_the_engine_derives(golden: Path, name: str, dtype: str) -> None:
+    plan = planned(golden / name, dtype=dtype, context=300, concurrency=3)
+    engine = plan_engine(
+        EngineConfig(str(name), dtype=dtype, max_context=300, max_running=3), read_config(golden / name).spec
+    )
+    assert plan.cache_bytes == engine.cache.total_bytes
+    assert (plan.pages, plan.slots, plan.dtype) == (engine.cache.pages, engine.cache.slots, engine.dtype)
+
+
+def test_the_defaults_are_the_engines(golden: Path) -> None:
+    plan = planned(golden / "kimi_linear")
+    engine = plan_engine(EngineConfig("kimi_linear"), read_config(golden / "kimi_linear").spec)
+    assert (plan.context, plan.concurrency) == (engine.max_context, engine.cache.slots)
+    assert plan.cache_bytes == engine.cache.total_bytes
+    assert planned(golden / "deepseek_v3").context == 2048
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_are_counted_from_the_tensors_when_they_are_here(golden: Path, name: str) -> None:
+    plan = planned(golden / name)
+    assert plan.weights_bytes == Checkpoint.open(golden / name).weight_bytes(plan.dtype)
+    assert "tensors" in plan.because["weights_bytes"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_alone_gives_the_same_cache_and_an_estimate_of_the_weights(golden: Path, name: str) -> None:
+    whole, alone = planned(golden / name), planned(golden / name / "config.json")
+    assert alone.cache_bytes == whole.cache_bytes
+    assert alone.weights_bytes == pytest.approx(whole.weights_bytes, rel=0.02)
+    assert "only the config" in alone.because["weights_bytes"]
+
+
+def test_shards_that_are_not_here_yet_are_counted(golden: Path, tmp_path: Path) -> None:
+    for file in (golden / "kimi_linear").glob("*.json"):
+        shutil.copy(file, tmp_path)
+    assert "2 of 2 shards" in planned(tmp_path).because["weights_bytes"]
+
+
+def test_a_broken_shard_is_an_error_now_not_after_loading(golden: Path, tmp_path: Path) -> None:
+    shutil.copytree(golden / "kimi_linear", tmp_path, dirs_exist_ok=True)
+    shard = next(tmp_path.glob("model-*.safetensors"))
+    shard.chmod(0o644)
+    shard.write_bytes(b"\xff" * 100)
+    with pytest.raises(CheckpointError, match=shard.name):
+        planned(tmp_path)
+
+
+def test_a_folder_without_config_is_a_typed_error(tmp_path: Path) -> None:
+    with pytest.raises(PeriluneError, match=r"config\.json"):
+        planned(tmp_path)
+
+
+def test_full_size_weights_are_those_of_the_facts(configs: Path) -> None:
+    assert planned(configs / "kimi-linear-48b").weights_bytes == pytest.approx(91.50 * GIB, rel=1e-3)
+    assert planned(configs / "kimi-k2.5").weights_bytes == pytest.approx(594e9, rel=5e-3)
+    assert planned(configs / "glm-4.7-flash").weights_bytes == pytest.approx(59.9e9, rel=1e-3)

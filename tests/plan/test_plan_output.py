@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from perilune.models.config import read_config
+from perilune.plan.plan import Plan, plan_model
+from perilune.plan.table import render, to_json
+from perilune.units import GIB
+
+RUN = "import sys; from perilune.cli.app import main; sys.argv = ['perilune', *sys.argv[1:]]; main()"
+KEYS = {
+    "weights_bytes", "cache_bytes_per_token", "state_bytes_per_sequence", "cache_bytes", "total_bytes", "max_context",
+    "max_concurrency", "fits", "because",
+}  # fmt: skip
+
+
+def text_of(plan: Plan) -> str:
+    console = Console(width=160, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(render(plan))
+    return captured.get()
+
+
+def make(configs: Path, memory: int, **machine: float) -> Plan:
+    spec = read_config(configs / "kimi-linear-48b").spec
+    return plan_model(spec, context=8192, concurrency=4, weights_bytes=30 * GIB, memory=memory, **machine)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", RUN, "plan", *arguments], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_json_has_the_promised_keys_and_survives_a_round_trip(configs: Path) -> None:
+    plan = make(configs, 64 * GIB)
+    data = json.loads(json.dumps(to_json(plan)))
+    assert data.keys() >= KEYS
+    assert data["cache_bytes"] == plan.cache_bytes
+    assert data["roofline"]["state_bytes_per_token"] == 2 * 43_417_600
+
+
+def test_the_verdict_comes_first_and_the_largest_part_next(configs: Path) -> None:
+    lines = [line for line in text_of(make(configs, 64 * GIB)).splitlines() if line.strip()]
+    assert "fits" in lines[0]
+    assert "64.0 GiB" in lines[0]
+    assert lines[1].startswith("weights")
+    assert "does not fit" in text_of(make(configs, GIB)).splitlines()[0]
+
+
+def test_rates_are_shown_only_when_the_machine_is_known(configs: Path) -> None:
+    assert "tok/s" not in text_of(make(configs, 64 * GIB))
+    assert text_of(make(configs, 64 * GIB, bandwidth=80e9, compute=1e12)).count("tok/s") == 2
+
+
+def test_the_command_prints_json_without_importing_torch(configs: Path) -> None:
+    check = "import atexit, os, sys; atexit.register(lambda: 'torch' in sys.modules and os._exit(7)); "
+    result = subprocess.run(
+        [sys.executable, "-c", check + RUN, "plan", str(configs / "kimi-linear-48b"), "--memory", "64GiB", "--json",
+         "--context", "1000", "--concurrency", "2"],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    data = json.loads(result.stdout)
+    assert data["cache_bytes"] == 2 * (16 * 516_096 + 43_417_600)
+    assert (data["memory_bytes"], data["fits"]) == (64 * GIB, False)
+
+
+def test_the_command_plans_for_the_memory_there_is(golden: Path) -> None:
+    result = run(str(golden / "kimi_linear" / "config.json"), "--json")
+    assert result.returncode == 0, result.stderr
+    data = json.loads(result.stdout)
+    assert data["memory_bytes"] > 0
+    assert data["because"]["memory_bytes"]
+
+
+def test_the_command_prints_a_table(golden: Path) -> None:
+    result = run(str(golden / "kimi_linear"), "--memory", "2GiB", "--bandwidth", "80GB", "--compute", "1e12")
+    assert result.returncode == 0, result.stderr
+    assert "KimiLinearForCausalLM fits" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--memory", "lots"), "is not a size"),
+        (("--dtype", "float8"), "cannot hold a cache"),
+        (("--context", "999999999"), "1048576"),
+    ],
+)
+def test_bad_settings_are_told_without_a_traceback(golden: Path, arguments: tuple[str, str], told: str) -> None:
+    result = run(str(golden / "kimi_linear"), *arguments)
+    assert result.returncode == 1
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:
+    result = run(str(tmp_path / "nowhere"))
+    assert result.returncode == 1
+    assert "nowhere" in result.stderr.replace("\n", "")
+    assert "Traceback" not in result.stderr
