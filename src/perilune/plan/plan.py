@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from perilune.cache.budget import CachePlan, plan_cache
-from perilune.cache.geometry import PAGE_TOKENS, CacheGeometry, pages_for
+from perilune.cache.budget import plan_cache
+from perilune.cache.geometry import PAGE_TOKENS, CacheGeometry
 from perilune.errors import ConfigError
 from perilune.models.spec import ModelSpec
 from perilune.plan.parameters import count_parameters
+from perilune.plan.reasons import cache_reasons, sequences, why_context, why_fits
 from perilune.plan.roofline import Roofline, roofline
 from perilune.plan.workspace import PROCESS_BYTES, STEP_TOKENS, Workspace, workspace
 from perilune.units import format_bytes
@@ -93,14 +94,14 @@ def plan_model(
         "parameters_active": "what one token reads: all but the input embedding and the experts it is not sent to",
         "dtype": "the checkpoint's own" if dtype in (None, spec.dtype) else f"as set; the checkpoint is {spec.dtype}",
         "weights_bytes": weights_source,
-        **_cache_reasons(geometry, cache, concurrency, context),
+        **cache_reasons(geometry, cache, concurrency, context),
         "workspace_bytes": f"an estimate: {format_bytes(PROCESS_BYTES)} of libraries, {step_tokens} prompt tokens per "
         f"step through the widest layer in fp32, logits of {sequences(concurrency)}",
         "total_bytes": "weights + cache + workspace",
         "memory_bytes": memory_source,
-        "max_context": _why_context(spec, reach, concurrency),
+        "max_context": why_context(spec, reach, concurrency),
         "max_concurrency": f"whole sequences of {context} tokens in what the weights leave",
-        "fits": _why_fits(need, memory, weights_bytes + work.total(1), reach, crowd),
+        "fits": why_fits(need, memory, weights_bytes + work.total(1), reach, crowd),
     }
     return Plan(
         architecture=spec.architecture,
@@ -154,54 +155,3 @@ class _Room:
         """The most sequences of `context` tokens; 0 if not even one."""
         each = self.geometry.sequence_bytes(context) + self.work.sequence_bytes
         return max(0, (self.left - self.work.step_bytes) // each)
-
-
-def sequences(count: int) -> str:
-    return "1 sequence" if count == 1 else f"{count} sequences"
-
-
-def _cache_reasons(geometry: CacheGeometry, cache: CachePlan, concurrency: int, context: int) -> dict[str, str]:
-    page, slot = format_bytes(cache.page_bytes), format_bytes(cache.slot_bytes)
-    tables = f"{concurrency} x {pages_for(context)} pages of {PAGE_TOKENS} tokens"
-    return {
-        "cache_bytes_per_token": _why_token(geometry),
-        "state_bytes_per_sequence": _why_state(geometry),
-        "pages": f"{tables}, {page} each" if geometry.latents else f"{tables}; no MLA layer, so they hold nothing",
-        "slots": f"one of {slot} per running sequence" if geometry.states else "no KDA layer, so they hold nothing",
-        "cache_bytes": "all pages and slots; the engine allocates exactly this",
-    }
-
-
-def _why_token(geometry: CacheGeometry) -> str:
-    if not geometry.latents:
-        return "no MLA layer"
-    widths = sorted({block.values for block in geometry.latents})
-    width = " or ".join(str(w) for w in widths)
-    return f"{len(geometry.latents)} MLA layers x {width} values x {geometry.value_bytes} bytes"
-
-
-def _why_state(geometry: CacheGeometry) -> str:
-    if not geometry.states:
-        return "no KDA layer"
-    state, conv = format_bytes(geometry.state_bytes), format_bytes(geometry.conv_bytes)
-    padding = f", {geometry.padding_bytes} B alignment" if geometry.padding_bytes else ""
-    return f"{len(geometry.states)} KDA layers: {state} state in fp32, {conv} convolution window{padding}"
-
-
-def _why_context(spec: ModelSpec, reach: int, concurrency: int) -> str:
-    if reach == spec.max_context:
-        return f"the model's limit; the memory holds {sequences(concurrency)} of it"
-    if reach == 0:
-        return f"{sequences(concurrency)} of one page do not fit beside the weights"
-    return f"whole pages for {sequences(concurrency)} in what the weights leave; the model allows {spec.max_context}"
-
-
-def _why_fits(need: int, memory: int, smallest: int, reach: int, crowd: int) -> str:
-    """`smallest` is the need without any cache."""
-    if need <= memory:
-        return f"{format_bytes(memory - need)} remain free"
-    short = f"{format_bytes(need - memory)} too little"
-    if smallest > memory:
-        return f"{short}; weights and workspace alone exceed it: use more memory, or a smaller or quantised checkpoint"
-    ways = [f"{name} {value}" for name, value in (("context", reach), ("concurrency", crowd)) if value]
-    return f"{short}; {' or '.join(ways)} would fit" if ways else f"{short}; lower both context and concurrency"
