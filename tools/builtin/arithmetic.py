@@ -1,0 +1,209 @@
+"""Small word problems, solved one equation per line and ended by `#### n`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from builtin.chat import Turn
+from builtin.split import held_out
+
+_NAMES = (
+    "Anna", "Ben", "Carla", "David", "Emma", "Finn", "Greta", "Hugo", "Ida", "Jonas", "Karin", "Leo", "Mira", "Noah", "Olga",
+    "Paul", "Rosa", "Sam", "Tina", "Victor",
+)  # fmt: skip
+_THINGS = (
+    "apples", "books", "coins", "shells", "stamps", "marbles", "pencils", "cards", "eggs", "flowers", "stones", "cakes",
+    "tickets", "stickers", "buttons", "nuts", "toys", "plums",
+)  # fmt: skip
+_HOLDERS = ("boxes", "bags", "baskets", "jars", "drawers", "shelves")
+
+Numbers = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of problem. The last wording of each is never trained on."""
+
+    name: str
+    draw: Callable[[Random], Numbers]
+    solve: Callable[[Numbers], list[str]]
+    wordings: tuple[str, ...]
+
+
+def _add(rng: Random) -> Numbers:
+    return rng.randint(2, 60), rng.randint(2, 40)
+
+
+def _sub(rng: Random) -> Numbers:
+    a = rng.randint(5, 99)
+    return a, rng.randint(1, a - 1)
+
+
+def _mul(rng: Random) -> Numbers:
+    return rng.randint(2, 10), rng.randint(2, 10)
+
+
+def _add_sub(rng: Random) -> Numbers:
+    a, b = _add(rng)
+    return a, b, rng.randint(1, a + b - 1)
+
+
+def _add_add(rng: Random) -> Numbers:
+    return rng.randint(2, 40), rng.randint(2, 30), rng.randint(2, 29)
+
+
+def _sub_add(rng: Random) -> Numbers:
+    a, b = _sub(rng)
+    return a, b, rng.randint(1, min(40, 99 - a + b))
+
+
+def _mul_add(rng: Random) -> Numbers:
+    a, b = rng.randint(2, 9), rng.randint(2, 9)
+    return a, b, rng.randint(1, min(30, 99 - a * b))
+
+
+def _mul_sub(rng: Random) -> Numbers:
+    a, b = rng.randint(2, 9), rng.randint(2, 9)
+    return a, b, rng.randint(1, a * b - 1)
+
+
+def _chain(*signs: str) -> Callable[[Numbers], list[str]]:
+    """Left to right: `_chain("+", "-")` on (14, 23, 9) gives 14+23=37, 37-9=28."""
+
+    def solve(numbers: Numbers) -> list[str]:
+        value, lines = numbers[0], []
+        for sign, operand in zip(signs, numbers[1:], strict=True):
+            result = value + operand if sign == "+" else value - operand if sign == "-" else value * operand
+            lines.append(f"{value}{sign}{operand}={result}")
+            value = result
+        return lines
+
+    return solve
+
+
+def _share(numbers: Numbers) -> list[str]:
+    a, b = numbers
+    return [f"{a * b}/{a}={b}"]
+
+
+FAMILIES = (
+    Family("add", _add, _chain("+"), (
+        "{n} has {0} {t} and finds {1} more. How many {t} does {n} have now?",
+        "{n} has {0} {t}. {m} gives {n} {1} more {t}. How many {t} does {n} have?",
+        "There are {0} {t} on the table. {n} puts {1} more on it. How many {t} are on the table?",
+        "{n} bought {0} {t} in the morning and {1} in the evening. How many {t} did {n} buy?",
+        "{n} has {0} {t} and {m} has {1}. How many {t} do they have together?",
+        "In a shop there are {0} {t}. Then {1} more arrive. How many {t} are in the shop?",
+        "{n} owns {0} {t} and gets {1} more from {m}. How many {t} does {n} own now?",
+    )),
+    Family("sub", _sub, _chain("-"), (
+        "{n} has {0} {t} and gives {1} to {m}. How many {t} are left?",
+        "There were {0} {t} in the shop. {n} bought {1}. How many {t} are left?",
+        "{n} had {0} {t} and lost {1} of them. How many {t} does {n} have now?",
+        "{n} has {0} {t} and {m} has {1}. How many more {t} does {n} have?",
+        "Of {0} {t}, {1} are broken. How many {t} are not broken?",
+        "{n} has {0} {t} and sells {1}. How many {t} does {n} still have?",
+        "{n} had {0} {t} but {1} of them were taken away. How many {t} are left?",
+    )),
+    Family("mul", _mul, _chain("*"), (
+        "There are {0} {h} with {1} {t} each. How many {t} are there?",
+        "{n} has {0} {h}. Each holds {1} {t}. How many {t} does {n} have?",
+        "{n} buys {0} {h} of {1} {t}. How many {t} is that?",
+        "{n} puts {1} {t} into each of {0} {h}. How many {t} does {n} need?",
+        "In each of {0} {h} there are {1} {t}. How many {t} are there in all?",
+        "{n} fills {0} {h} with {1} {t} each. How many {t} are in the {h}?",
+    )),
+    Family("div", _mul, _share, (
+        "{n} shares {product} {t} equally among {0} friends. How many {t} does each friend get?",
+        "{product} {t} are put into {0} {h} equally. How many {t} are in each?",
+        "{n} divides {product} {t} into {0} equal parts. How many {t} are in one part?",
+        "{0} children share {product} {t}. How many {t} does each child get?",
+        "{n} splits {product} {t} equally between {0} people. How many {t} does each get?",
+    )),
+    Family("add_sub", _add_sub, _chain("+", "-"), (
+        "{n} has {0} {t}. {n} finds {1} more and gives {2} to {m}. How many {t} does {n} have now?",
+        "{n} had {0} {t}, bought {1} more and lost {2}. How many {t} are left?",
+        "There are {0} {t} in the shop. {1} more arrive and {2} are sold. How many {t} are left?",
+        "{n} has {0} {t} and {m} has {1}. Together they sell {2}. How many {t} are left?",
+        "{n} gets {1} {t} to the {0} already there, then gives away {2}. How many {t} remain?",
+    )),
+    Family("sub_add", _sub_add, _chain("-", "+"), (
+        "{n} has {0} {t}. {n} gives {1} to {m} and then finds {2} more. How many {t} does {n} have now?",
+        "{n} had {0} {t}, lost {1} and bought {2} more. How many {t} does {n} have?",
+        "There were {0} {t} in the shop. {1} were sold and {2} more arrived. How many {t} are there now?",
+        "{n} sells {1} of {0} {t} and later gets {2} more. How many {t} does {n} have?",
+    )),
+    Family("add_add", _add_add, _chain("+", "+"), (
+        "{n} has {0} {t}, {m} has {1} and {o} has {2}. How many {t} do they have together?",
+        "{n} found {0} {t} on Monday, {1} on Tuesday and {2} on Sunday. How many {t} did {n} find?",
+        "There are {0}, {1} and {2} {t} in three {h}. How many {t} are there?",
+        "{n} bought {0} {t}, then {1} and then {2} more. How many {t} did {n} buy in all?",
+    )),
+    Family("mul_add", _mul_add, _chain("*", "+"), (
+        "{n} has {0} {h} with {1} {t} each, and {2} more {t}. How many {t} does {n} have?",
+        "There are {1} {t} in each of {0} {h}. {n} adds {2} {t}. How many {t} are there now?",
+        "{n} buys {0} {h} of {1} {t} and finds {2} more. How many {t} does {n} have?",
+        "{n} fills {0} {h} with {1} {t} each and has {2} {t} left over. How many {t} are there in all?",
+    )),
+    Family("mul_sub", _mul_sub, _chain("*", "-"), (
+        "{n} has {0} {h} with {1} {t} each and gives away {2} {t}. How many {t} are left?",
+        "There are {1} {t} in each of {0} {h}. {2} of them are sold. How many {t} are left?",
+        "{n} buys {0} {h} of {1} {t} and loses {2}. How many {t} does {n} have?",
+        "{n} fills {0} {h} with {1} {t} each. Then {m} takes {2} {t}. How many {t} remain?",
+    )),
+)  # fmt: skip
+
+_DRILLS = ("What is {}?", "Calculate {}.", "How much is {}?", "{}", "Compute {}.")
+
+
+def answer(lines: list[str]) -> str:
+    """The equations, one per line, then `####` and the last result."""
+    return "\n".join([*lines, f"#### {lines[-1].split('=')[1]}"])
+
+
+def _numbers(rng: Random, family: Family, *, test: bool) -> Numbers:
+    """One in eight number tuples of a family is for tests only, in every wording."""
+    while True:
+        numbers = family.draw(rng)
+        if held_out(f"{family.name} {numbers}", 8) == test:
+            return numbers
+
+
+def _worded(rng: Random, family: Family, wording: str, numbers: Numbers) -> Turn:
+    n, m, o = rng.sample(_NAMES, 3)
+    product = numbers[0] * numbers[1]
+    text = wording.format(*numbers, n=n, m=m, o=o, t=rng.choice(_THINGS), h=rng.choice(_HOLDERS), product=product)
+    return Turn(text, answer(family.solve(numbers)), family.name)
+
+
+def turn(rng: Random) -> Turn:
+    """A training problem: a word problem, or now and then the bare sum of one."""
+    family = rng.choice(FAMILIES)
+    numbers = _numbers(rng, family, test=False)
+    if rng.random() < 0.25:
+        return drill(rng, family, numbers)
+    return _worded(rng, family, rng.choice(family.wordings[:-1]), numbers)
+
+
+def drill(rng: Random, family: Family, numbers: Numbers) -> Turn:
+    """"What is 14 + 23?", with the answer in the form of the word problems."""
+    lines = family.solve(numbers)
+    sign = next(c for c in lines[0] if not c.isdigit())
+    left = lines[0].split("=")[0].replace(sign, f" {sign} " if rng.random() < 0.7 else sign)
+    return Turn(rng.choice(_DRILLS).format(left), answer(lines[:1]), "drill")
+
+
+def sample(rng: Random, *, new_wording: bool) -> Turn:
+    """A test: held-out numbers, in a wording that was trained on or in the one that was not."""
+    family = rng.choice(FAMILIES)
+    numbers = _numbers(rng, family, test=True)
+    wording = family.wordings[-1] if new_wording else rng.choice(family.wordings[:-1])
+    return _worded(rng, family, wording, numbers)
+
+
+def result(text: str) -> str | None:
+    """What stands after the last `####`, or None."""
+    head, mark, tail = text.rpartition("####")
+    return tail.strip() if mark else None

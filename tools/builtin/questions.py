@@ -1,0 +1,106 @@
+"""Questions and answers on perilune and its subject: questions.txt, generic phrasings, and small blemishes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from builtin.chat import Turn
+
+SOURCE = Path(__file__).with_name("questions.txt")
+
+_GENERIC = (
+    "What is {}?",
+    "What's {}?",
+    "Explain {}.",
+    "Explain {} in one sentence.",
+    "Can you explain {}?",
+    "Tell me about {}.",
+    "Describe {}.",
+    "Define {}.",
+    "Please explain what {} is.",
+    "I want to know what {} is.",
+    "What does {} mean?",
+    "{}?",
+    "Give me a short description of {}.",
+    "In short, what is {}?",
+    "What do you know about {}?",
+    "I do not understand {}.",
+)
+_GENERIC_HELD_OUT = (
+    "What exactly is {}?",
+    "Could you describe {} for me?",
+    "Help me understand {}.",
+    "Do you know what {} is?",
+)
+_OPENINGS = ("Please tell me: ", "Quick question: ", "Hi! ", "Hello, ", "I wonder: ", "A question: ", "Please answer: ", "So, ")
+_CLOSINGS = (" Thanks!", " Please be brief.", " Thank you.", " Answer in short.")
+_SMALL = frozenset(("the", "a", "an", "of", "is", "does", "do", "in", "to", "for", "are", "has", "have"))
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One answer, the phrasings trained on, the phrasings held out, and the words that make an answer count."""
+
+    name: str
+    answer: str
+    asked: tuple[str, ...]
+    held_out: tuple[str, ...]
+    keywords: tuple[str, ...]
+
+
+def topics() -> list[Topic]:
+    """Every topic of questions.txt. A phrasing that two topics share, or that is on both sides, is an error."""
+    found = [_topic(block) for block in SOURCE.read_text().split("\n@ ")[1:]]
+    owner: dict[str, str] = {}
+    for topic in found:
+        for text in (*topic.asked, *topic.held_out):
+            if owner.setdefault(text.lower(), topic.name) != topic.name or text in topic.asked and text in topic.held_out:
+                raise ValueError(f"questions.txt: {text!r} occurs twice ({owner[text.lower()]} and {topic.name})")
+    return found
+
+
+def _topic(block: str) -> Topic:
+    name, *lines = block.strip().splitlines()
+    entries: dict[str, list[str]] = {"S": [], "Q": [], "H": [], "A": [], "K": []}
+    for line in lines:
+        entries[line[0]].append(line[3:])
+    subjects = [s.strip() for line in entries["S"] for s in line.split("|")]
+    generic = [_capital(form.format(s)) for s in subjects for form in _GENERIC]
+    generic_held_out = [_capital(form.format(s)) for s in subjects for form in _GENERIC_HELD_OUT]
+    held_out = dict.fromkeys(entries["H"] + generic_held_out)
+    asked = tuple(q for q in dict.fromkeys(entries["Q"] + generic) if q not in held_out)
+    keywords = tuple(k.strip() for k in entries["K"][0].split("|"))
+    return Topic(name, entries["A"][0], asked, tuple(held_out), keywords)
+
+
+def _capital(text: str) -> str:
+    """Upper case at the start of a sentence, but `amdgpu.gttsize` and `gfx1151` stay as they are."""
+    first = text.split()[0]
+    return text[0].upper() + text[1:] if first.isalpha() else text
+
+
+def turn(rng: Random, found: list[Topic]) -> Turn:
+    """A random topic in a random training phrasing, sometimes with small blemishes."""
+    topic = rng.choice(found)
+    return Turn(_blemish(rng, rng.choice(topic.asked)), topic.answer, topic.name)
+
+
+def _blemish(rng: Random, text: str) -> str:
+    """As people type: an opening, no capitals, no question mark, a small word dropped."""
+    if rng.random() < 0.15:
+        words = text.split()
+        small = [i for i, word in enumerate(words) if word.lower() in _SMALL]
+        if small and len(words) > 3:
+            del words[rng.choice(small)]
+            text = " ".join(words)
+    if rng.random() < 0.12:
+        text = rng.choice(_OPENINGS) + text
+    elif rng.random() < 0.08:
+        text += rng.choice(_CLOSINGS)
+    if rng.random() < 0.12:
+        text = text.lower()
+    if rng.random() < 0.12:
+        text = text.rstrip("?.!")
+    return text
