@@ -19,7 +19,8 @@ from perilune.text.sandbox import BoundedEnvironment
 from perilune.text.tokenizer import Tokenizer
 from perilune.text.vocabulary import read_json
 
-_SORTS_TOOLS = "<|tool_calls_section_begin|>"
+_KIMI_MARK = "<|tool_calls_section_begin|>"
+"""A vocabulary with this token is Kimi's: sorted tools, and an opening <think> that may go unsaid."""
 _TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 _RESERVED = {"messages", "tools", "add_generation_prompt"}
 _LOAD_FAILURES = (jinja2.TemplateSyntaxError, OSError, ValueError, KeyError, TypeError, RecursionError)
@@ -31,7 +32,7 @@ _RENDER_FAILURES = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """`ids` decode to `text`. `starts_in_reasoning`: the prompt ends with <think>, so the answer begins inside."""
+    """`ids` decode to `text`. `starts_in_reasoning`: the answer begins inside the reasoning (see OutputParser)."""
 
     ids: list[int]
     text: str
@@ -86,7 +87,7 @@ class ChatTemplate:
         guard = Guard(self._markers)
         checked = checked_messages(messages, splits_thinking="</think>" in self._tokenizer.special_ids)
         checked_list = checked_tools(tools)
-        if _SORTS_TOOLS in self._tokenizer.special_ids:
+        if _KIMI_MARK in self._tokenizer.special_ids:
             checked_list = deep_sorted(checked_list)
         variables = {
             **self._tokens,
@@ -96,7 +97,12 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         text = self._run("tool_use" if checked_list and "tool_use" in self._templates else "default", variables, guard)
-        return Prompt(self._encode(text, guard), guard.reveal(text), text.rstrip().endswith("<think>"))
+        inside = self._starts_in_reasoning(text.rstrip(), add_generation_prompt)
+        return Prompt(self._encode(text, guard), guard.reveal(text), inside)
+
+    def writes(self, marker: str) -> bool:
+        """Whether any of the templates mentions `marker`."""
+        return any(marker in source for source in self.sources.values())
 
     def _run(self, name: str, variables: dict[str, Any], guard: Guard) -> str:
         template = self._templates.get(name) or next(iter(self._templates.values()))
@@ -104,9 +110,16 @@ class ChatTemplate:
             return self._environment.render(template, variables, guard.chars)
         except _RENDER_FAILURES as error:
             what = "The model's chat template cannot render these messages."
-            raise RequestError(
-                what, guard.reveal(f"{str(error) or type(error).__name__}."), param="messages"
-            ) from error
+            why = guard.reveal(str(error) or type(error).__name__)
+            raise RequestError(what, f"{why}.", param="messages") from error
+
+    def _starts_in_reasoning(self, text: str, add_generation_prompt: bool) -> bool:
+        """An open <think> at the end; or, for Kimi models that think, nothing at all: they then begin by themselves,
+        with the marker or without it."""
+        if text.endswith("<think>"):
+            return True
+        unsaid = add_generation_prompt and not text.endswith("</think>")
+        return unsaid and _KIMI_MARK in self._tokenizer.special_ids and self.writes("<think>")
 
     def _encode(self, text: str, guard: Guard) -> list[int]:
         ids: list[int] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
+from perilune.text.holdback import held_back
 from perilune.text.tokenizer import Tokenizer
 
 
@@ -45,7 +46,7 @@ class StopStrings:
             end, at, self.matched = min(found)
             self._held = ""
             return text[: end if self._include else at]
-        safe = len(text) - self._possible_start(text)
+        safe = len(text) - held_back(text, self._stop)
         self._held = text[safe:]
         return text[:safe]
 
@@ -57,14 +58,6 @@ class StopStrings:
     def finish(self) -> str:
         """What was held back and never became a stop string."""
         return self.pass_through("")
-
-    def _possible_start(self, text: str) -> int:
-        """Length of the longest end of `text` that a stop string starts with."""
-        longest = max((len(stop) for stop in self._stop), default=1) - 1
-        for length in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stop):
-                return length
-        return 0
 
 
 class TextStream:
