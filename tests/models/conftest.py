@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
+from model_files import copy_golden
 
 GOLDEN = Path(os.environ.get("PERILUNE_GOLDEN", Path(__file__).parents[1] / "golden"))
 NAMES = ("deepseek_v3", "glm4_moe_lite", "kimi_k25_mxfp4", "kimi_linear", "kimi_linear_w4a16")
@@ -26,6 +26,4 @@ def golden_root() -> Path:
 @pytest.fixture
 def broken(golden: Path, tmp_path: Path) -> Path:
     """A copy of each golden model without its reference outputs."""
-    copy = tmp_path / golden.name
-    shutil.copytree(golden, copy, ignore=shutil.ignore_patterns("golden.*"))
-    return copy
+    return copy_golden(GOLDEN, golden.name, tmp_path)

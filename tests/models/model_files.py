@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,11 @@ GLM_FLASH: dict[str, Any] = {
     "max_position_embeddings": 202752, "num_nextn_predict_layers": 1, "eos_token_id": [154820, 154827, 154829],
     "pad_token_id": 154820, "tie_word_embeddings": False, "attention_bias": False, "hidden_act": "silu",
 }  # fmt: skip
+
+
+def copy_golden(root: Path, name: str, target: Path) -> Path:
+    """A copy of one golden checkpoint, without its reference outputs, that a test may break."""
+    return Path(shutil.copytree(root / name, target / name, ignore=shutil.ignore_patterns("golden.*")))
 
 
 def edit_config(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -29,8 +29,8 @@ _KIMI_STOPS = (163585, 163586, 163593)
 # such a checkpoint and answer fluent nonsense.
 _UNKNOWN_LAYERS = (
     "attn_res_block_size", "gate_lower_bound", "hc_mult", "index_head_dim", "index_kpool", "index_n_heads",
-    "index_topk", "linear_lower_bound", "mla_use_output_gate", "mlp_bias", "routed_expert_hidden_size", "sliding_window",
-    "swiglu_limit", "use_full_rank_gate",
+    "index_topk", "linear_lower_bound", "mla_use_output_gate", "mlp_bias", "routed_expert_hidden_size",
+    "sliding_window", "swiglu_limit", "use_full_rank_gate",
 )  # fmt: skip
 
 
