@@ -1,0 +1,47 @@
+"""What the HTTP server is told, in one frozen dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from perilune.errors import ConfigError
+from perilune.units import MIB
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Settings of the HTTP side; those of the engine are in EngineConfig.
+
+    `port` 0 takes a free port. `served_model_names`: every name a request may use, the first is shown; empty means
+    the model's own. `api_keys` empty means no key is asked for. `tool_parser` and `reasoning_parser`: None follows
+    the model, "none" switches off. A body must arrive within
+    `body_seconds`; a server asked to stop gives open requests `drain_seconds`. Raises ConfigError.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_model_names: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
+    max_body_bytes: int = 16 * MIB
+    body_seconds: float = 60.0
+    drain_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"Port {self.port} does not exist.", fix="Ports go from 0 to 65535.")
+        for name in ("max_body_bytes", "body_seconds"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}.", fix=f"Raise {flag(name)}.")
+        if self.drain_seconds < 0:
+            raise ConfigError(f"drain_seconds cannot be negative: {self.drain_seconds}.", fix="Raise --drain-seconds.")
+        if any(not name for name in self.served_model_names):
+            raise ConfigError("A served model name is empty.", fix="Give --served-model-name a name.")
+        if any(not key for key in self.api_keys):
+            raise ConfigError("An API key is empty.", "Anybody could send it.", "Set --api-key to a secret.")
+
+
+def flag(name: str) -> str:
+    """`max_body_bytes` -> `--max-body-bytes`."""
+    return "--" + name.replace("_", "-")
