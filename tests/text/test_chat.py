@@ -244,7 +244,8 @@ LOOP = "{% for i in range(99999) %}"
         "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
         "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
         "{% set n = namespace(x=3) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
-        "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}",
+        "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x %}{{ n.x ~ n.x }}{% endset %}{% endfor %}",
+        "{% set x = 'ab' %}" + "{% set x %}{{ x }}{{ x }}{% endset %}" * 60,
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(200) }}",
         "{{ '%999999999d' % 1 }}",
         "{{ '%999999999d' | format(1) }}",
@@ -267,7 +268,8 @@ def test_long_conversations_are_within_the_bounds(kimi_chat: ChatTemplate) -> No
 def test_templates_can_use_what_hub_templates_use(kimi: Tokenizer) -> None:
     source = (
         "{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{% generation %}{{ m.content }}"
-        "{% endgeneration %}{% endfor %}{{ bos_token }}{{ strftime_now('%Y')[:2] }}{{ {'b': 'é', 'a': 1} | tojson(sort_keys=True) }}"
+        "{% endgeneration %}{% endfor %}{{ bos_token }}{{ strftime_now('%Y')[:2] }}"
+        "{{ {'b': 'é', 'a': 1} | tojson(sort_keys=True) }}"
         "{{ '%02d' | format(3) }}{{ '{:>3}'.format(1) }}{{ {'a': [1]} | tojson(indent=2) }}"
     )
     prompt = ChatTemplate({"default": source}, kimi, {"bos_token": "[BOS]"}).render([user("a"), user("b")])

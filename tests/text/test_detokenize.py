@@ -26,7 +26,8 @@ def test_any_split_of_any_ids_decodes_alike(tokenizer: Tokenizer, data: st.DataO
 def test_a_cut_character_is_held_back(kimi: Tokenizer) -> None:
     stream = Detokenizer(kimi)
     assert [stream.push([byte]) for byte in "😀".encode()] == ["", "", "", "😀"]
-    assert stream.push([0xF0]) == "" and stream.finish() == "\ufffd"
+    assert stream.push([0xF0]) == ""
+    assert stream.finish() == "\ufffd"
 
 
 STOPS = st.lists(st.sampled_from(["abc", "bc", "ca", "aab", "b", "\n\n", "中文", "😀", "abcabd"]), max_size=3)
@@ -57,7 +58,9 @@ def test_stop_strings_cut_where_the_specification_says(pieces: list[str], stops:
 def test_only_a_possible_start_is_held_back() -> None:
     matcher = StopStrings(["STOP"])
     assert [matcher.push(p) for p in ("ab S", "TO", "x", "STO", "P and more")] == ["ab ", "", "STOx", "", ""]
-    assert matcher.matched == "STOP" and matcher.push("late") == "" and matcher.finish() == ""
+    assert matcher.matched == "STOP"
+    assert matcher.push("late") == ""
+    assert matcher.finish() == ""
 
 
 @given(data=st.data(), text=texts(), stops=STOPS, include=st.booleans())
@@ -79,10 +82,13 @@ def test_special_tokens_show_only_when_wanted(kimi: Tokenizer, skip: bool, expec
 
 def test_text_before_min_tokens_is_not_searched(kimi: Tokenizer) -> None:
     stream = TextStream(kimi, ["bc"])
-    assert stream.push(kimi.encode("abc"), match_stops=False) == "abc" and stream.stopped is None
-    assert stream.push(kimi.encode("abc")) == "a" and stream.stopped == "bc"
+    assert stream.push(kimi.encode("abc"), match_stops=False) == "abc"
+    assert stream.stopped is None
+    assert stream.push(kimi.encode("abc")) == "a"
+    assert stream.stopped == "bc"
 
 
 def test_a_stop_string_that_completes_at_the_end_is_found(kimi: Tokenizer) -> None:
     stream = TextStream(kimi, ["\ufffd"])
-    assert stream.push([*b"ok", 0xF0]) + stream.finish() == "ok" and stream.stopped == "\ufffd"
+    assert stream.push([*b"ok", 0xF0]) + stream.finish() == "ok"
+    assert stream.stopped == "\ufffd"

@@ -1,18 +1,22 @@
-"""Text that is likely to hit a boundary: markers, pieces of markers, several scripts, lone surrogates left out."""
+"""Text that is likely to hit a boundary: markers, pieces of markers, several scripts."""
 
 from __future__ import annotations
 
 from hypothesis import strategies as st
 
-MARKERS = [
-    "<|im_end|>", "<|im_user|>", "[EOS]", "[BOS]", "<think>", "</think>",
-    "<|tool_calls_section_begin|>",
-    "<|tool_call_end|>",    "<|user|>", "<|endoftext|>", "<tool_call>", "</tool_call>", "<arg_key>", "</arg_value>", "[gMASK]",
-    "<sop>", "/nothink",    "<|reserved_token_300|>", "<|observation|>", "<|assistant|>",
-]  # fmt: skip
+MARKERS = {
+    "kimi": [
+        "<|im_end|>", "<|im_user|>", "[EOS]", "[BOS]", "<think>", "</think>", "<|tool_calls_section_begin|>",
+        "<|tool_call_end|>",
+    ],
+    "glm": [
+        "<|user|>", "<|endoftext|>", "<tool_call>", "</tool_call>", "<arg_key>", "</arg_value>", "[gMASK]", "<sop>",
+        "/nothink", "<|observation|>", "<|assistant|>", "<think>",
+    ],
+}  # fmt: skip
 _PIECES = [
-    *MARKERS, "<|im", "_end|>", "<", "|>", "</", "[", "hello", " the", "I'm", "中文",
-    "日a", "😀", "é", "\r\n", "  ", "123", "{", '"',
+    *MARKERS["kimi"], *MARKERS["glm"], "<|reserved_token_300|>", "<|im", "_end|>", "<", "|>", "</", "[", "hello",
+    " the", "I'm", "中文", "日a", "😀", "é", "\r\n", "  ", "123", "{", '"',
 ]  # fmt: skip
 
 
