@@ -38,7 +38,9 @@ class EngineConfig:
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is not known.", nearest(self.dtype, DTYPES))
         if self.device not in DEVICES:
-            raise ConfigError(f"device {self.device!r} is not available.", "This build computes on the CPU.", 'Use device="cpu".')
+            raise ConfigError(
+                f"device {self.device!r} is not available.", "This build computes on the CPU.", 'Use device="cpu".'
+            )
         for name in ("max_context", "max_running", "cache_bytes", "max_waiting", "threads"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -79,7 +81,9 @@ def plan_engine(config: EngineConfig, spec: ModelSpec) -> EnginePlan:
     because.append(f"dtype {dtype}: " + ("the checkpoint's own" if config.dtype == "auto" else "as set"))
     if config.max_context is None:
         context = min(spec.max_context, DEFAULT_CONTEXT)
-        why = "the model's limit" if context == spec.max_context else f"the default; the model allows {spec.max_context}"
+        why = (
+            "the model's limit" if context == spec.max_context else f"the default; the model allows {spec.max_context}"
+        )
     elif config.max_context > spec.max_context:
         raise ConfigError(
             f"max_context {config.max_context} is more than the model's {spec.max_context}.",

@@ -57,7 +57,12 @@ class EngineCore:
         self.load_seconds = time.perf_counter() - started
         self._active: dict[str, _Active] = {}
         self._grammars = GrammarQueue(self.tokenizer, self.spec.vocab, self.stop_ids)
-        self._counts = {"prompt_tokens_total": 0, "generation_tokens_total": 0, "preemptions_total": 0, "steps_total": 0}
+        self._counts = {
+            "prompt_tokens_total": 0,
+            "generation_tokens_total": 0,
+            "preemptions_total": 0,
+            "steps_total": 0,
+        }
 
     @property
     def busy(self) -> bool:
@@ -70,7 +75,9 @@ class EngineCore:
             raise RequestError(f"The request id {request.id!r} is in use.", param="request_id")
         max_new = self.limits.check(request.prompt, request.params)
         if len(self._active) >= self.config.max_waiting + self.config.max_running:
-            raise OverloadedError("The queue is full.", f"{len(self._active)} requests are open.", "Retry later, or raise max_waiting.")
+            raise OverloadedError(
+                "The queue is full.", f"{len(self._active)} requests are open.", "Retry later, or raise max_waiting."
+            )
         if request.params.grammar is not None:
             self._grammars.put(request, max_new)
         else:

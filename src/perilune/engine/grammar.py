@@ -62,5 +62,3 @@ class GrammarConstraint:
     @property
     def finished(self) -> bool:
         return bool(self._matcher.is_terminated())
-
-

@@ -103,7 +103,9 @@ class LLM:
         if params is None or isinstance(params, SamplingParams):
             return [params or SamplingParams()] * len(batch)
         if len(params) != len(batch):
-            raise RequestError(f"{len(batch)} prompts but {len(params)} SamplingParams.", "Give one, or one per prompt.")
+            raise RequestError(
+                f"{len(batch)} prompts but {len(params)} SamplingParams.", "Give one, or one per prompt."
+            )
         return list(params)
 
     def _encode(self, prompt: Prompt) -> tuple[int, ...]:

@@ -22,7 +22,9 @@ class WireError(msgspec.Struct, frozen=True):
         if isinstance(error, errors.PeriluneError):
             return WireError(type(error).__name__, error.what, error.why, error.fix, error.param)
         text = f"{type(error).__name__}: {error}"
-        return WireError("PeriluneError", "The engine failed on this request.", text, "Please report it with the server's log.")
+        return WireError(
+            "PeriluneError", "The engine failed on this request.", text, "Please report it with the server's log."
+        )
 
     def error(self) -> errors.PeriluneError:
         kind = getattr(errors, self.kind, None)

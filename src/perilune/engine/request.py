@@ -77,7 +77,9 @@ class SamplingParams(metaclass=_CheckedFields):
         if not 0 < self.top_p <= 1:
             raise RequestError(f"top_p must be in (0, 1], not {self.top_p}.", param="top_p")
         if not 0 < self.repetition_penalty <= 10:
-            raise RequestError(f"repetition_penalty must be in (0, 10], not {self.repetition_penalty}.", param="repetition_penalty")
+            raise RequestError(
+                f"repetition_penalty must be in (0, 10], not {self.repetition_penalty}.", param="repetition_penalty"
+            )
         if self.max_tokens is not None and self.max_tokens < 1:
             raise RequestError(f"max_tokens must be at least 1, not {self.max_tokens}.", param="max_tokens")
         if self.logprobs is not None:

@@ -42,7 +42,9 @@ class Sampler:
         self.drawn = 0
         self._stop = torch.tensor(sorted(i for i in stop_ids if i < vocab), dtype=torch.int64)
         self._bias = [(i, b) for i, b in params.logit_bias.items() if 0 <= i < vocab]
-        self._penalised = params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+        self._penalised = (
+            params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+        )
         if self._penalised:
             self._seen = torch.zeros(vocab, dtype=torch.bool)
             self._seen[torch.tensor(prompt, dtype=torch.int64)] = True

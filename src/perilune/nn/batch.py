@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-PAGE = 64
+from perilune.cache.geometry import PAGE_TOKENS as PAGE
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ class Decoder:
 
     def _rotations(self, batch: Batch) -> dict[RopeSpec, Rotation]:
         """cos and sin per distinct RoPE, computed once a step."""
-        ropes = {layer.mixer.rope for layer in self.spec.layers if isinstance(layer.mixer, MlaSpec) and layer.mixer.rope}
+        mixers = [layer.mixer for layer in self.spec.layers]
+        ropes = {mixer.rope for mixer in mixers if isinstance(mixer, MlaSpec) and mixer.rope}
         return {rope: rotation(rope, inverse_frequencies(rope), batch.positions) for rope in ropes}
 
 

@@ -10,6 +10,7 @@ from perilune.nn.batch import Batch, PrefillPiece, Wave
 from perilune.nn.weights import KdaWeights
 from perilune.ops.kda import reference as kda
 from perilune.ops.linear.reference import linear
+from perilune.ops.rows import pointwise
 
 
 def kda_layer(x: Tensor, w: KdaWeights, spec: KdaSpec, batch: Batch, state: Tensor, conv: Tensor) -> Tensor:
@@ -20,7 +21,7 @@ def kda_layer(x: Tensor, w: KdaWeights, spec: KdaSpec, batch: Batch, state: Tens
     raw = torch.cat([linear(x, w.q), linear(x, w.k), linear(x, w.v)], dim=-1)
     heads = (spec.heads, spec.head_dim)
     g = kda.gate(linear(linear(x, w.f_a), w.f_b).unflatten(-1, heads), w.a_log, w.dt_bias)
-    beta = torch.sigmoid(linear(x, w.b).float())
+    beta = pointwise(torch.sigmoid, linear(x, w.b).float())
     out_gate = linear(linear(x, w.g_a), w.g_b).unflatten(-1, heads)
 
     o = torch.empty(x.shape[0], *heads, dtype=torch.float32, device=x.device)
@@ -50,9 +51,17 @@ def _prefill(
     conv[slot] = kda.next_window(raw[rows], window).view_as(conv[slot])
     q, k, v = mixed.unflatten(-1, (3, spec.heads, spec.head_dim)).permute(1, 2, 0, 3).unbind(0)  # each [H, n, K]
     q, k = kda.normalise_qk(q, k)
-    o, states = kda.chunk_kda(q, k, v.float(), g[rows].transpose(0, 1), beta[rows].transpose(0, 1), state[slot])
-    state[slot] = states[-1]
-    return o.transpose(0, 1)
+    inputs = (q, k, v.float(), g[rows].transpose(0, 1), beta[rows].transpose(0, 1))
+    current, outputs = state[slot].clone(), []
+    for first in range(0, piece.count, kda.CHUNK):
+        # One chunk a call: BLAS may round a small product differently by how many it is given at once, and the
+        # same chunk must give the same bits however the prompt was cut.
+        cq, ck, cv, cg, cbeta = (x[:, first : first + kda.CHUNK].contiguous() for x in inputs)
+        o, states = kda.chunk_kda(cq, ck, cv, cg, cbeta, current)
+        current = states[-1]
+        outputs.append(o)
+    state[slot] = current
+    return torch.cat(outputs, dim=1).transpose(0, 1)
 
 
 def _decode(
@@ -66,6 +75,8 @@ def _decode(
     conv[slots] = kda.next_window(new, windows).view(-1, *conv.shape[1:])
     q, k, v = mixed.unflatten(-1, (3, spec.heads, spec.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)  # [n, H, 1, K]
     q, k = kda.normalise_qk(q, k)
-    o, after = kda.recurrent_kda(q, k, v.float(), g[rows][:, :, None], beta[rows][..., None], state[slots])
+    # contiguous: torch walks a dim of size one in an order of its own, and would sum differently for one sequence
+    q, k, v = q.contiguous(), k.contiguous(), v.float().contiguous()
+    o, after = kda.recurrent_kda(q, k, v, g[rows][:, :, None], beta[rows][..., None], state[slots])
     state[slots] = after
     return o.squeeze(-2)

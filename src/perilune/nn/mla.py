@@ -16,7 +16,9 @@ from perilune.ops.norm.reference import rms_norm
 Rotation = tuple[Tensor, Tensor]
 
 
-def mla_layer(x: Tensor, w: MlaWeights, spec: MlaSpec, batch: Batch, pages: Tensor, rotation: Rotation | None) -> Tensor:
+def mla_layer(
+    x: Tensor, w: MlaWeights, spec: MlaSpec, batch: Batch, pages: Tensor, rotation: Rotation | None
+) -> Tensor:
     """x [T, D] -> [T, D]. Writes the new latents into this layer's pages [P, 64, R + rope], then attends.
 
     `rotation` is cos and sin of the batch's positions, or None where keys are not rotated.
@@ -30,10 +32,17 @@ def mla_layer(x: Tensor, w: MlaWeights, spec: MlaSpec, batch: Batch, pages: Tens
     mla.write_latents(pages, batch.page_ids, batch.offsets, torch.cat([latent, k_pe], dim=-1))
 
     o = torch.empty(x.shape[0], spec.heads, spec.v_dim, dtype=torch.float32, device=x.device)
-    sizes = {"rank": spec.latent_rank, "scale": spec.softmax_scale}
     for piece in batch.prefill:
         o[piece.rows] = mla.prefill(
-            q[piece.rows], pages, piece.pages, piece.start, w.kv_b, nope=spec.nope_dim, v_dim=spec.v_dim, **sizes
+            q[piece.rows],
+            pages,
+            piece.pages,
+            piece.start,
+            w.kv_b,
+            nope=spec.nope_dim,
+            v_dim=spec.v_dim,
+            rank=spec.latent_rank,
+            scale=spec.softmax_scale,
         )
     if batch.decode:
         o[batch.decode_start :] = _decode(q[batch.decode_start :], w, spec, batch, pages)
@@ -43,7 +52,9 @@ def mla_layer(x: Tensor, w: MlaWeights, spec: MlaSpec, batch: Batch, pages: Tens
 def _query(x: Tensor, w: MlaWeights, spec: MlaSpec) -> Tensor:
     if w.q is not None:
         return linear(x, w.q)
-    assert w.q_a is not None and w.q_b is not None and w.q_norm is not None
+    assert w.q_a is not None
+    assert w.q_b is not None
+    assert w.q_norm is not None
     return linear(rms_norm(linear(x, w.q_a), w.q_norm, spec.latent_norm_eps), w.q_b)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from perilune.models.spec import RopeSpec, YarnSpec
+from perilune.ops.rows import pointwise
 
 
 def inverse_frequencies(rope: RopeSpec) -> Tensor:
@@ -39,7 +40,7 @@ def rotation(rope: RopeSpec, inv_freq: Tensor, positions: Tensor) -> tuple[Tenso
     scale = 1.0
     if rope.yarn is not None and rope.yarn.factor > 1:
         scale = _mscale(rope.yarn, rope.yarn.mscale) / _mscale(rope.yarn, rope.yarn.mscale_all_dim)
-    return angle.cos() * scale, angle.sin() * scale
+    return pointwise(torch.cos, angle) * scale, pointwise(torch.sin, angle) * scale
 
 
 def _mscale(yarn: YarnSpec, mscale: float) -> float:

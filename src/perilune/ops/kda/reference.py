@@ -17,12 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from perilune.ops.rows import pointwise
+
 CHUNK = 64
 
 
 def gate(f: Tensor, a_log: Tensor, dt_bias: Tensor) -> Tensor:
     """Log decay g [..., T, H, K] fp32 from f [..., T, H, K], a_log [H], dt_bias [H, K]."""
-    return -a_log.float().exp()[:, None] * F.softplus(f.float() + dt_bias.float())
+    return -a_log.float().exp()[:, None] * pointwise(F.softplus, f.float() + dt_bias.float())
 
 
 def short_conv(x: Tensor, weight: Tensor, window: Tensor) -> Tensor:
@@ -38,7 +40,7 @@ def short_conv(x: Tensor, weight: Tensor, window: Tensor) -> Tensor:
     y = padded[..., :tokens, :] * w[:, 0]
     for tap in range(1, taps):
         y = y + padded[..., tap : tap + tokens, :] * w[:, tap]
-    return F.silu(y).to(x.dtype)
+    return pointwise(F.silu, y).to(x.dtype)
 
 
 def next_window(x: Tensor, window: Tensor) -> Tensor:
@@ -55,17 +57,19 @@ def normalise_qk(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     return q * q.shape[-1] ** -0.5, k
 
 
-def recurrent_kda(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Token by token: q, k, g [..., T, K], v [..., T, V], beta [..., T], state [..., K, V] -> (o [..., T, V], state)."""
+def recurrent_kda(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Token by token: q, k, g [..., T, K], v [..., T, V], beta [..., T], state [..., K, V] -> (o [..., T, V], state).
+
+    Products are written out and summed over K: a batched matrix product may round by how many it is given at once.
+    """
     outputs = []
+    decay = pointwise(torch.exp, g)
     for t in range(q.shape[-2]):
-        state = state * g[..., t, :, None].exp()
-        read = (k[..., t, None, :] @ state).squeeze(-2)
+        state = state * decay[..., t, :, None]
+        read = (k[..., t, :, None] * state).sum(-2)
         u = beta[..., t, None] * (v[..., t, :] - read)
         state = state + k[..., t, :, None] * u[..., None, :]
-        outputs.append((q[..., t, None, :] @ state).squeeze(-2))
+        outputs.append((q[..., t, :, None] * state).sum(-2))
     return torch.stack(outputs, dim=-2), state
 
 
@@ -100,9 +104,7 @@ def _join(halves: Tensor, block: Tensor) -> Tensor:
     return torch.cat([top, torch.cat([block, lower], dim=-1)], dim=-2)
 
 
-def chunk_kda(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
+def chunk_kda(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Chunked delta rule. Shapes as `recurrent_kda`; q and k already normalised; all fp32.
 
     Returns o [..., T, V] and states [N, ..., K, V]: the state after each 64-token chunk counted from the first
@@ -113,8 +115,7 @@ def chunk_kda(
         O = (Q exp G) S + M R,  M_ij = sum_d q_id k_jd exp(G_id - G_jd), j <= i
         S <- diag(exp G_C) S + (K exp(G_C - G))^T R
 
-    A partial chunk is padded with k = v = beta = g = 0, which leaves S unchanged. Every chunk is computed with the
-    same shapes, so that a prompt cut at multiples of 64 gives the same bits as the whole.
+    A partial chunk is padded with k = v = beta = g = 0, which leaves S unchanged, so every chunk has the same shapes.
     """
     tokens = q.shape[-2]
     count = -(-tokens // CHUNK)
@@ -145,11 +146,12 @@ def chunk_kda(
 
 
 def _chunked(x: Tensor) -> Tensor:
-    return x.unflatten(-2, (x.shape[-2] // CHUNK, CHUNK))
+    chunked: Tensor = x.unflatten(-2, (x.shape[-2] // CHUNK, CHUNK))
+    return chunked
 
 
 def gated_norm(o: Tensor, gate_logits: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm over V of o [..., V], times weight [V], times sigmoid(gate_logits [..., V]); all fp32."""
     o = o.float()
     normed = o * torch.rsqrt((o * o).mean(-1, keepdim=True) + eps) * weight.float()
-    return normed * torch.sigmoid(gate_logits.float())
+    return normed * pointwise(torch.sigmoid, gate_logits.float())

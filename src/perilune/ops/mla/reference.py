@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from perilune.ops.linear.formats import Weight
-from perilune.ops.linear.reference import linear, pad_rows
+from perilune.ops.linear.reference import linear
+from perilune.ops.rows import pad_rows
 
 PAGE = 64
 PREFILL_BLOCK = 4 * PAGE
@@ -52,7 +53,8 @@ def prefill(
     for first in range(0, end, PREFILL_BLOCK):
         last = min(first + PREFILL_BLOCK, end)
         latents = read_latents(pages, table, first, last, PREFILL_BLOCK)
-        expanded = linear(latents[:, :rank].contiguous().to(q.dtype), kv_b).float().view(PREFILL_BLOCK, heads, nope + v_dim)
+        expanded = linear(latents[:, :rank].contiguous().to(q.dtype), kv_b).float()
+        expanded = expanded.view(PREFILL_BLOCK, heads, nope + v_dim)
         shared = latents[:, None, rank:].float().expand(-1, heads, -1)
         k = torch.cat([expanded[..., :nope], shared], dim=-1).permute(1, 2, 0)
         scores = (queries @ k) * scale
@@ -82,7 +84,7 @@ def _per_head(kv_b: Weight, heads: int, nope: int, v_dim: int) -> Tensor:
 
 
 def decode(q: Tensor, pages: Tensor, table: Tensor, length: int, *, rank: int, scale: float) -> Tensor:
-    """One token's absorbed attention: q [H, R + rope] fp32 over the first `length` tokens -> latent sums [H, R] fp32."""
+    """One token, absorbed, over the first `length` tokens: q [H, R + rope] fp32 -> latent sums [H, R] fp32."""
     running = _RunningSoftmax((q.shape[0],), rank, q.device)
     for first in range(0, length, DECODE_BLOCK):
         last = min(first + DECODE_BLOCK, length)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from perilune.ops.linear.formats import Weight
 from perilune.ops.linear.reference import linear, linear_fp32
+from perilune.ops.rows import pointwise, sum_last
 
 
 def route(
@@ -31,11 +32,11 @@ def route(
     scaling: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """x [T, D], router [E, D], bias [E] -> expert ids [T, k] int64 and weights [T, k] fp32."""
-    scores = torch.sigmoid(linear_fp32(x, router))
+    scores = pointwise(torch.sigmoid, linear_fp32(x, router))
     choice = scores + bias.float()
     if groups > 1:
         grouped = choice.view(x.shape[0], groups, -1)
-        group_scores = grouped.topk(2, dim=-1).values.sum(-1)
+        group_scores = sum_last(grouped.topk(2, dim=-1).values)
         kept = torch.zeros_like(group_scores, dtype=torch.bool)
         kept.scatter_(1, group_scores.topk(top_groups, dim=-1).indices, True)
         # -inf and not 0: a biased score may be negative
@@ -43,13 +44,13 @@ def route(
     ids = choice.topk(top_k, dim=-1).indices
     weights = scores.gather(1, ids)
     if renormalise:
-        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        weights = weights / (sum_last(weights)[:, None] + 1e-20)
     return ids, weights * scaling
 
 
 def swiglu(x: Tensor, gate: Weight, up: Weight, down: Weight) -> Tensor:
     """down(SiLU(gate x) * up x): x [T, D] -> [T, D]."""
-    return linear(F.silu(linear(x, gate)) * linear(x, up), down)
+    return linear(pointwise(F.silu, linear(x, gate)) * linear(x, up), down)
 
 
 def experts(x: Tensor, ids: Tensor, weights: Tensor, gate: Weight, up: Weight, down: Weight) -> Tensor:

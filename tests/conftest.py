@@ -1,0 +1,19 @@
+"""Shared by every test: where the golden checkpoints are, and one thread so that suites can run side by side."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+GOLDEN = Path(os.environ.get("PERILUNE_GOLDEN", Path(__file__).parent / "golden"))
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of tiny reference checkpoints."""
+    return GOLDEN
