@@ -342,3 +342,5 @@ def test_prompt_and_parser_agree_on_where_an_answer_starts(kimi: Tokenizer, glm:
         .render(messages)
         .starts_in_reasoning
     )
+    off = ChatTemplate({"default": thinking}, kimi).render(messages, extra={"thinking": False})
+    assert not off.starts_in_reasoning

@@ -21,6 +21,8 @@ from perilune.text.vocabulary import read_json
 
 _KIMI_MARK = "<|tool_calls_section_begin|>"
 """A vocabulary with this token is Kimi's: sorted tools, and an opening <think> that may go unsaid."""
+_SWITCHES = ("thinking", "enable_thinking")
+"""What Kimi's and GLM's templates call the variable that turns reasoning off."""
 _TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 _RESERVED = {"messages", "tools", "add_generation_prompt"}
 _LOAD_FAILURES = (jinja2.TemplateSyntaxError, OSError, ValueError, KeyError, TypeError, RecursionError)
@@ -97,7 +99,8 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         text = self._run("tool_use" if checked_list and "tool_use" in self._templates else "default", variables, guard)
-        inside = self._starts_in_reasoning(text.rstrip(), add_generation_prompt)
+        opens = add_generation_prompt and not any((extra or {}).get(switch) is False for switch in _SWITCHES)
+        inside = self._starts_in_reasoning(text.rstrip(), opens)
         return Prompt(self._encode(text, guard), guard.reveal(text), inside)
 
     def writes(self, marker: str) -> bool:
@@ -113,12 +116,11 @@ class ChatTemplate:
             why = guard.reveal(str(error) or type(error).__name__)
             raise RequestError(what, f"{why}.", param="messages") from error
 
-    def _starts_in_reasoning(self, text: str, add_generation_prompt: bool) -> bool:
-        """An open <think> at the end; or, for Kimi models that think, nothing at all: they then begin by themselves,
-        with the marker or without it."""
+    def _starts_in_reasoning(self, text: str, may_open: bool) -> bool:
+        """An open <think> at the end; or nothing, for Kimi models that think: they open it, or leave that unsaid."""
         if text.endswith("<think>"):
             return True
-        unsaid = add_generation_prompt and not text.endswith("</think>")
+        unsaid = may_open and not text.endswith("</think>")
         return unsaid and _KIMI_MARK in self._tokenizer.special_ids and self.writes("<think>")
 
     def _encode(self, text: str, guard: Guard) -> list[int]:

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+from perilune.text.vocabulary import encodable
+
 _PLAIN_KEY = re.compile(r"[\w.$-]+")
 
 
@@ -55,7 +56,7 @@ class Guard:
     def hide(self, value: Any) -> Any:
         """A copy of a JSON value with every string, and every unusual key, made harmless."""
         if isinstance(value, str):
-            text = _LONE_SURROGATE.sub("\ufffd", value).translate(self._table)
+            text = encodable(value).translate(self._table)
             self.chars += len(text)
             return text
         if isinstance(value, dict):

@@ -43,7 +43,7 @@ class ByteVocabulary(ABC):
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Token ids. Added-token text becomes its id only with `allow_special`; lone surrogates become U+FFFD."""
-        text = _LONE_SURROGATE.sub("\ufffd", text)
+        text = encodable(text)
         if not allow_special:
             return self._encode_ordinary(text)
         ids: list[int] = []
@@ -72,6 +72,11 @@ class ByteVocabulary(ABC):
     @cached_property
     def _grammar_bytes(self) -> list[bytes]:
         return [b"" if i in self._added.by_id else piece for i, piece in enumerate(self._bytes)]
+
+
+def encodable(text: str) -> str:
+    """`text` with U+FFFD for lone surrogates, which JSON can carry and UTF-8 cannot."""
+    return _LONE_SURROGATE.sub("\ufffd", text)
 
 
 def read_json(path: Path) -> dict[str, Any]:
