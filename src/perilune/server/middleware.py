@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
-import time
 from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -63,7 +63,6 @@ class BodyLimit:
             late = SlowBodyError("The request's body did not arrive in time.", f"{self._seconds:g} s are allowed.")
             await error_response(late)(scope, receive, send)
         except PeriluneError as error:
-            await _discard(receive)
             await error_response(error)(scope, receive, send)
         else:
             if body is not None:
@@ -73,6 +72,7 @@ class BodyLimit:
         """The body, or None if the client went away while sending it."""
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if announced.isdigit() and int(announced[:18]) > self._limit:
+            await _discard(receive)
             raise self._too_large()
         parts: list[bytes] = []
         size = 0
@@ -82,9 +82,12 @@ class BodyLimit:
                 return None
             parts.append(message.get("body", b""))
             size += len(parts[-1])
+            more = message.get("more_body", False)
             if size > self._limit:
+                if more:
+                    await _discard(receive)
                 raise self._too_large()
-            if not message.get("more_body", False):
+            if not more:
                 return b"".join(parts)
 
     def _too_large(self) -> TooLargeError:
@@ -119,13 +122,11 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 async def _discard(receive: Receive) -> None:
     """Reads on for a while: a connection closed while the client still writes would lose the answer."""
-    end, size = time.monotonic() + _DISCARD_SECONDS, 0
-    try:
-        async with asyncio.timeout_at(asyncio.get_running_loop().time() + _DISCARD_SECONDS):
-            while size < _DISCARD_BYTES and time.monotonic() < end:
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_SECONDS):
+            while size < _DISCARD_BYTES:
                 message = await receive()
                 size += len(message.get("body", b""))
                 if not message.get("more_body", False):
                     return
-    except TimeoutError:
-        return

@@ -24,6 +24,9 @@ Say = Callable[[str], None]
 LAST_WORDS_SECONDS = 2.0
 """After the engine's death: how long open requests have to receive their error."""
 
+CLOSE_SECONDS = 10.0
+"""More than a living engine takes to stop, gently or by force."""
+
 
 def serve(engine_config: EngineConfig, server_config: ServerConfig, say: Say | None = None) -> int:
     """Serves until SIGINT or SIGTERM (returns 0) or until the engine process ends (returns 1).
@@ -69,7 +72,10 @@ async def _serve(engine_config: EngineConfig, server_config: ServerConfig, liste
             say(f"serving {', '.join(front.names)} at {_url(listener)}")
             return await _run(_Uvicorn(_uvicorn_config(app, server_config)), front, listener, stop, say)
         finally:
-            await engine.close()
+            # Whatever state the engine is in, the server exits.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS if engine.alive else LAST_WORDS_SECONDS):
+                    await engine.close()
 
 
 async def _run(server: _Uvicorn, front: Front, listener: socket.socket, stop: asyncio.Event, say: Say) -> int:
