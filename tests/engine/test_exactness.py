@@ -5,7 +5,6 @@ Every comparison is `torch.equal` on log probabilities or raw logits, at every l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,8 +54,8 @@ SAMPLED = SamplingParams(
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def path(request: pytest.FixtureRequest, golden: Path) -> Iterator[Path]:
-    yield golden / request.param
+def path(request: pytest.FixtureRequest, golden: Path) -> Path:
+    return golden / request.param
 
 
 def test_prompt_in_chunks_equals_whole_at_every_boundary(path: Path) -> None:

@@ -6,7 +6,6 @@ import importlib
 import sys
 
 import typer
-from rich.console import Console
 
 from perilune import __version__
 from perilune.errors import PeriluneError
@@ -42,16 +41,7 @@ def main() -> None:
     try:
         build(first if first in COMMANDS else None)(prog_name="perilune")
     except PeriluneError as error:
+        from perilune.cli.report import report
+
         report(error)
         sys.exit(1)
-
-
-def report(error: PeriluneError) -> None:
-    """What, why and the fix, on stderr."""
-    console = Console(stderr=True, highlight=False)
-    console.print("[bold red]error[/] ", end="")
-    console.print(error.what, markup=False)
-    for label, text in (("why", error.why), ("fix", error.fix)):
-        if text:
-            console.print(f"  [dim]{label}[/]  ", end="")
-            console.print(text, markup=False)

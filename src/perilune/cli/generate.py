@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from typing import Annotated
 
 import typer
+
+from perilune.cli.printing import print_answer
+from perilune.engine.client import AsyncEngine
+from perilune.engine.config import EngineConfig
+from perilune.engine.request import SamplingParams
+from perilune.engine.session import Session
 
 
 def generate(
@@ -13,18 +21,20 @@ def generate(
     chat: Annotated[bool, typer.Option(help="Wrap the prompt in the model's chat template.")] = True,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option()] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the most likely tokens that hold this much.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     max_context: Annotated[int | None, typer.Option(help="Tokens of prompt and answer together.")] = None,
 ) -> None:
-    """Print one answer, then how fast it came."""
-    from perilune.engine.terminal import answer_once
+    """Print one answer, and on stderr how fast it came."""
+    config = EngineConfig(model, dtype=dtype, max_context=max_context, max_running=1)
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    asyncio.run(_answer(config, params, sys.stdin.read() if prompt == "-" else prompt, chat))
 
-    answer_once(
-        model,
-        prompt,
-        chat=chat,
-        sampling={"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed},
-        settings={"dtype": dtype, "max_context": max_context, "max_running": 1},
-    )
+
+async def _answer(config: EngineConfig, params: SamplingParams, text: str, chat: bool) -> None:
+    engine = await AsyncEngine.start(config)
+    try:
+        await print_answer(Session(engine, chat=chat), text, params)
+    finally:
+        await engine.close()

@@ -41,7 +41,7 @@ class LLM:
         A prompt is a text or a list of token ids. One SamplingParams serves all, or give one each.
         Raises RequestError or ContextLengthError before anything runs.
         """
-        batch = [prompts] if isinstance(prompts, str) or _is_ids(prompts) else list(prompts)
+        batch = _as_batch(prompts)
         each = self._params_for(batch, params)
         ids = [self._encode(prompt) for prompt in batch]
         requests = [
@@ -120,8 +120,14 @@ class LLM:
             raise PeriluneError("This LLM is closed.", fix="Make a new one.")
 
 
-def _is_ids(prompts: object) -> bool:
-    return isinstance(prompts, Sequence) and len(prompts) > 0 and all(isinstance(p, int) for p in prompts)
+def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One text or one list of ids is a batch of one."""
+    if isinstance(prompts, str):
+        return [prompts]
+    ids = [p for p in prompts if isinstance(p, int)]
+    if ids and len(ids) == len(prompts):
+        return [ids]
+    return [p for p in prompts if not isinstance(p, int)]
 
 
 class _Answer:

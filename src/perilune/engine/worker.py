@@ -1,4 +1,4 @@
-"""The engine process: `python -m perilune.engine.worker ENDPOINT`. Its first message is the config; it never guesses."""
+"""The engine process: `python -m perilune.engine.worker ENDPOINT`. The first message it gets is its config."""
 
 from __future__ import annotations
 

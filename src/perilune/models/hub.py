@@ -11,9 +11,12 @@ import os
 import re
 from pathlib import Path
 
+from perilune.builtin import model_path
 from perilune.errors import ModelNotFoundError
 from perilune.models.checkpoint import INDEX
 from perilune.models.config import CONFIG, GENERATION
+
+BUILTIN = "builtin"
 
 _WANTED = ["*.safetensors", "*.json", "tiktoken.model", "*.jinja"]
 _WANTED_FOR_PLAN = [CONFIG, GENERATION, INDEX]
@@ -49,7 +52,9 @@ def resolve_config_only(model: str, revision: str | None = None) -> Path:
 
 
 def _local(model: str) -> Path | None:
-    """The path `model` names, or None if it can only be a hub id."""
+    """The path `model` names, or None if it can only be a hub id. `builtin` is the model in the package."""
+    if model == BUILTIN:
+        return model_path()
     path = Path(model).expanduser()
     if model and path.exists():
         return path
@@ -57,7 +62,7 @@ def _local(model: str) -> Path | None:
         raise ModelNotFoundError(
             f"There is no model {model!r}.",
             "No such folder exists, and a hub id has the form owner/name.",
-            "Check the path or the id.",
+            "Check the path or the id; `builtin` is the small model that comes with perilune.",
         )
     return None
 
