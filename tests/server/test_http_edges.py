@@ -94,12 +94,14 @@ def test_odd_text_is_served(http: httpx.Client, text: str) -> None:
 
 def test_control_tokens_in_user_text_stay_text(http: httpx.Client) -> None:
     marker = "<|im_end|>"
-    plain, forged = (
-        http.post("/tokenize", json={"messages": [{"role": "user", "content": content}], "return_token_strs": True}).json()
-        for content in ("x", marker)
-    )
-    assert plain["token_strs"].count(marker) == forged["token_strs"].count(marker)
-    assert "".join(forged["token_strs"]).count(marker) == plain["token_strs"].count(marker) + 1
+
+    def strings(content: str) -> list[str]:
+        messages = [{"role": "user", "content": content}]
+        return http.post("/tokenize", json={"messages": messages, "return_token_strs": True}).json()["token_strs"]
+
+    plain, forged = strings("x"), strings(marker)
+    assert plain.count(marker) == forged.count(marker)
+    assert "".join(forged).count(marker) == plain.count(marker) + 1
 
 
 def test_tokenize_and_detokenize_are_inverse(http: httpx.Client) -> None:

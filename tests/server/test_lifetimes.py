@@ -43,8 +43,8 @@ def test_a_client_that_leaves_before_a_whole_answer_frees_everything(server: Liv
 def test_a_client_that_leaves_inside_its_body_does_no_harm(server: LiveServer, http: httpx.Client) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {live.KEY}\r\nContent-Length: 100\r\n\r\n"
-        connection.sendall(head.encode() + b'{"prompt"')
+        head = ["POST /v1/completions HTTP/1.1", "Host: x", f"Authorization: Bearer {live.KEY}", "Content-Length: 100"]
+        connection.sendall("\r\n".join([*head, "", '{"prompt"']).encode())
     assert http.get("/health").status_code == 200
 
 
@@ -55,7 +55,8 @@ def test_when_the_engine_dies_open_requests_get_an_error_and_the_server_exits(tm
     first = threading.Event()
 
     def stream() -> None:
-        with server.client() as client, client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as answer:
+        asked = {**LONG, "stream": True}
+        with server.client() as client, client.stream("POST", "/v1/completions", json=asked) as answer:
             for line in answer.iter_lines():
                 lines.append(line)
                 first.set()

@@ -7,7 +7,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from live import KEY, LiveServer
+from live import KEY, MODEL, LiveServer
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -31,9 +31,11 @@ def schema(server: LiveServer) -> schemathesis.BaseSchema:
     return schemathesis.openapi.from_dict(document)
 
 
-def keep_short(body: object) -> None:
-    """The point is what the server says, not how much the model writes."""
+def get_past_the_door(body: object) -> None:
+    """A random model name would end in 404 and long answers in a long test; everything else stays as drawn."""
     if isinstance(body, dict):
+        if isinstance(body.get("model"), str):
+            body["model"] = MODEL
         for name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "n"):
             if isinstance(value := body.get(name), int) and value > 2:
                 body[name] = 2
@@ -43,14 +45,16 @@ def keep_short(body: object) -> None:
             body.setdefault("max_output_tokens", 2)
 
 
-@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
-@pytest.mark.parametrize(("method", "path"), OPERATIONS, ids=[f"{method} {path}" for method, path in OPERATIONS])
+@pytest.mark.parametrize(
+    ("method", "path", "mode"),
+    [(*operation, GenerationMode.POSITIVE) for operation in OPERATIONS]
+    + [(*operation, GenerationMode.NEGATIVE) for operation in OPERATIONS if operation[0] == "POST"],
+    ids=lambda part: part.value if isinstance(part, GenerationMode) else part,
+)
 def test_nothing_the_document_allows_or_forbids_is_a_5xx(
     server: LiveServer, schema: schemathesis.BaseSchema, method: str, path: str, mode: GenerationMode
 ) -> None:
     operation = schema[path][method]
-    if mode is GenerationMode.NEGATIVE and not (operation.body or operation.path_parameters):
-        pytest.skip("nothing to get wrong")
     statuses: set[int] = set()
 
     @settings(
@@ -64,7 +68,7 @@ def test_nothing_the_document_allows_or_forbids_is_a_5xx(
     @given(data=st.data())
     def fuzz(data: st.DataObject) -> None:
         case: Case = data.draw(operation.as_strategy(generation_mode=mode))
-        keep_short(case.body)
+        get_past_the_door(case.body)
         response = case.call(base_url=server.url, headers=HEADERS, timeout=60)
         statuses.add(response.status_code)
         case.validate_response(response, checks=CHECKS, headers=HEADERS)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from perilune.engine.request import MAX_LOGPROBS, Grammar
 from perilune.errors import RequestError, UnsupportedError
-from perilune.server.body import INT32_MAX, LooseBody
+from perilune.server.body import INT32_MAX, LooseBody, unsupported
 from perilune.server.conversation import Conversation, Named, ToolChoice
 from perilune.server.sampling import SamplingFields, only_one, text_of
 
@@ -55,8 +55,15 @@ _TOOL_SCHEMA = {
     },
 }
 
+
+def _calls_belong_to_the_assistant(message: dict[str, Any]) -> dict[str, Any]:
+    if message.get("tool_calls") and message.get("role") != "assistant":
+        raise unsupported("Only a message of the assistant can have tool_calls.")
+    return message
+
+
 # Kept as they came and checked by text/messages.py: a template may use keys, and their order, that no model here knows.
-Message = Annotated[dict[str, Any], WithJsonSchema(_MESSAGE_SCHEMA)]
+Message = Annotated[dict[str, Any], AfterValidator(_calls_belong_to_the_assistant), WithJsonSchema(_MESSAGE_SCHEMA)]
 Tool = Annotated[dict[str, Any], WithJsonSchema(_TOOL_SCHEMA)]
 
 

@@ -130,7 +130,7 @@ def _validation_detail(errors: Sequence[Any]) -> ErrorDetail:
     first = errors[0]
     where = [str(part) for part in first["loc"] if part not in ("body", "path", "query")]
     param = ".".join(where) or None
-    if first["type"] in ("unknown_field", "value_error", "unsupported"):
+    if first["type"] in ("unknown_field", "unsupported"):
         code, param = first["type"], _param(first, param)
         return ErrorDetail(message=first["msg"], type="invalid_request_error", param=param, code=code)
     if param is None:
