@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import httpx
 from rich.console import Console
@@ -16,12 +17,12 @@ from perilune.server.demo import Exchange, ask, engine_numbers, running_server
 from perilune.units import format_bytes, format_seconds
 
 CONTEXT, RUNNING = 4096, 8
-QUESTIONS = (
-    "What is perilune?",
-    "Why does a hybrid model need two kinds of cache?",
-    "What does KDA stand for?",
-    "Mia has 14 apples and buys 9 more. How many apples does Mia have now?",
-)
+QUESTIONS = {
+    "a question": "What is perilune?",
+    "its subject": "What does KDA stand for?",
+    "arithmetic": "Anna has 14 apples and finds 9 more. How many apples does Anna have now?",
+}
+NEEDLE = "The code of the blue harbour is 4821."
 
 
 def demo() -> None:
@@ -41,8 +42,9 @@ async def _tour(console: Console) -> None:
     flags = ("--max-context", str(CONTEXT), "--max-running", str(RUNNING))
     async with running_server(BUILTIN, *flags) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
         console.print(f"listening at {url}\n")
-        alone = [await _show(console, client, question) for question in (*QUESTIONS, _needle())]
-        together = await asyncio.gather(*(_finish(client, question) for question in QUESTIONS * 2))
+        questions = {**QUESTIONS, "a long text": long_question()}
+        alone = {name: await _show(console, client, question) for name, question in questions.items()}
+        together = await asyncio.gather(*(_finish(client, question) for question in [*QUESTIONS.values()] * 3))
         console.rule("[bold]measured[/]  on this machine, over HTTP", align="left")
         console.print(_speeds(alone, together))
         console.print(_memory(planned.cache_bytes, await engine_numbers(client)))
@@ -50,8 +52,9 @@ async def _tour(console: Console) -> None:
 
 async def _show(console: Console, client: httpx.AsyncClient, question: str) -> Exchange:
     """Stream one answer to the terminal."""
-    short = question if len(question) < 200 else f"{question[:60]} … {question[-90:]}"
-    console.print(f"[bold]> {short}[/]", markup=True)
+    short = question if len(question) < 200 else f"{question[:60]} […] {question[-45:].lstrip()}"
+    console.print("> ", style="bold", end="")
+    console.print(short, style="bold", markup=False)
     shown, exchange = 0, Exchange(question)
     async for exchange in ask(client, question):
         console.print(exchange.answer[shown:], end="", markup=False)
@@ -61,22 +64,25 @@ async def _show(console: Console, client: httpx.AsyncClient, question: str) -> E
 
 
 async def _finish(client: httpx.AsyncClient, question: str) -> Exchange:
-    exchange = Exchange(question)
-    async for exchange in ask(client, question):
-        pass
-    return exchange
+    return [exchange async for exchange in ask(client, question)][-1]
 
 
-def _needle() -> str:
-    """A long prompt with one line worth remembering."""
-    return "To be replaced by the retrieval sample of the built-in model."
+def long_question(sentences: int = 80) -> str:
+    """About a thousand tokens of small talk with one line worth finding, and a question for it."""
+    times = ("In the morning", "At noon", "On Sunday", "Later", "In winter")
+    people = ("keeper", "captain", "baker", "painter", "farmer", "guide", "sailor")
+    deeds = ("walked along the shore", "counted the boats", "read a long letter", "lit a lamp", "watched the birds")
+    talk = itertools.islice(itertools.product(times, people, deeds), sentences)
+    text = [f"{time} the {who} {deed}." for time, who, deed in talk]
+    text.insert(sentences // 3, NEEDLE)
+    return f"Read this text. {' '.join(text)}\n\nWhat is the code of the blue harbour?"
 
 
-def _speeds(alone: list[Exchange], together: list[Exchange]) -> Table:
-    grid = Table("", "prompt", "first token", "answer", "speed", box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for exchange in alone:
+def _speeds(alone: dict[str, Exchange], together: list[Exchange]) -> Table:
+    grid = Table("", "prompt", "first token", "answer", "speed", box=None, header_style="dim", padding=(0, 3, 0, 0))
+    for name, exchange in alone.items():
         grid.add_row(
-            exchange.question[:34] + "…",
+            name,
             f"{exchange.prompt_tokens} tokens",
             format_seconds(exchange.first_token_seconds),
             f"{exchange.completion_tokens} tokens",
@@ -85,18 +91,16 @@ def _speeds(alone: list[Exchange], together: list[Exchange]) -> Table:
     tokens = sum(exchange.completion_tokens for exchange in together)
     seconds = max(e.last for e in together) - min(e.started for e in together)
     first = max(exchange.first_token_seconds for exchange in together)
-    grid.add_row(
-        f"{len(together)} at once", "", format_seconds(first), f"{tokens} tokens", f"{tokens / seconds:.0f} tokens/s in all"
-    )
+    rate = f"{tokens / seconds:.0f} tokens/s in all"
+    grid.add_row(f"{len(together)} at once", "", f"{format_seconds(first)} at worst", f"{tokens} tokens", rate)
     return grid
 
 
 def _memory(planned: int, numbers: dict[str, float]) -> Table:
     allocated = int(numbers["cache_bytes_allocated"])
-    grid = Table("cache", "", box=None, header_style="dim", padding=(0, 2, 0, 0))
-    grid.add_row("planned", f"{planned} bytes ({format_bytes(planned)})")
     equal = "[green]equal, to the byte[/]" if allocated == planned else "[red]not what was planned[/]"
+    grid = Table("cache", "", box=None, header_style="dim", padding=(0, 3, 0, 0))
+    grid.add_row("planned", f"{planned} bytes ({format_bytes(planned)})")
     grid.add_row("allocated", f"{allocated} bytes ({format_bytes(allocated)})  {equal}")
     grid.add_row("in use now", f"{int(numbers['pages_used'])} pages, {int(numbers['slots_used'])} slots")
     return grid
-
