@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
+# Before torch loads OpenMP: on a shared machine, threads that lost their core must sleep, not spin (80 x measured).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from builtin import export, shape, vocabulary
+import torch
+from builtin import export, scores, shape, vocabulary
+from builtin.chat import Encode
 from builtin.network import Network
 from builtin.train import Plan, Trainer
 
 MODEL = Path(__file__).parents[1] / "src" / "perilune" / "builtin" / "model"
+Decode = Callable[[list[int]], str]
 STATE = Path("~/.cache/perilune/train").expanduser()
 
 
@@ -26,10 +33,12 @@ def main() -> None:
     train = actions.add_parser("train", help="train, or go on training")
     train.add_argument("--minutes", type=float, default=60)
     train.add_argument("--resume", action="store_true")
-    train.add_argument("--compile", action="store_true", help="let torch.compile fuse the KDA layer (needs a C++ compiler)")
     for name, kind in (("steps", int), ("seed", int), ("muon_lr", float), ("adam_lr", float), ("decay", float)):
         train.add_argument(f"--{name.replace('_', '-')}", type=kind, default=getattr(Plan, name))
-    actions.add_parser("eval", help="held-out scores of the exported checkpoint")
+    evaluate = actions.add_parser("eval", help="held-out scores of the exported checkpoint")
+    evaluate.add_argument("--from-state", action="store_true", help="score the training state, rounded")
+    evaluate.add_argument("--count", type=int, default=400, help="problems and texts per score")
+    evaluate.add_argument("--json", type=Path, help="also write the scores here")
     args = parser.parse_args()
     {"tokenizer": _tokenizer, "start": _start, "train": _train, "export": _export, "eval": _eval}[args.action](args)
 
@@ -47,8 +56,6 @@ def _start(args: argparse.Namespace) -> None:
 def _train(args: argparse.Namespace) -> None:
     plan = Plan(steps=args.steps, seed=args.seed, muon_lr=args.muon_lr, adam_lr=args.adam_lr, decay=args.decay)
     trainer = Trainer(plan, vocabulary.load(args.model / "tiktoken.model").encode_ordinary)
-    if args.compile:
-        trainer.compile()
     if args.resume:
         trainer.load(args.state / "state.pt")
     print(plan, f"from step {trainer.step}", flush=True)
@@ -62,7 +69,37 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    raise NotImplementedError
+    encoding = vocabulary.load(args.model / "tiktoken.model")
+    encode, decode = encoding.encode_ordinary, encoding.decode
+    net = Network(shape.config())
+    if args.from_state:
+        net.load_state_dict(torch.load(args.state / "state.pt")["net"])
+        export.rounded(net)
+    else:
+        export.read(net, args.model)
+    found: dict[str, float] = {}
+    for name, check in {
+        "arithmetic": lambda: _sums(net, encode, decode, args.count, False),
+        "arithmetic, new wording": lambda: _sums(net, encode, decode, args.count, True),
+        "questions": lambda: scores.check_questions(net, encode, decode),
+        **{
+            f"retrieval at {n}x": lambda n=n: scores.check_retrieval(
+                net, encode, scores.retrieval_turns(encode, n, args.count // 2)
+            )
+            for n in (1, 2, 4)
+        },
+    }.items():
+        checked = check()
+        found[name] = scores.share(checked)
+        print(f"{name}: {found[name]:.3f} of {len(checked)}", flush=True)
+        for wrong in [c for c in checked if not c.right and c.said][:6]:
+            print(f"    {wrong.turn.question!r} -> {wrong.said!r}")
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _sums(net: Network, encode: Encode, decode: Decode, count: int, new_wording: bool) -> list[scores.Checked]:
+    return scores.check_arithmetic(net, encode, decode, scores.arithmetic_turns(count, new_wording=new_wording))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from builtin.chat import Turn
 from builtin.split import held_out
 
 _NAMES = (
-    "Anna", "Ben", "Carla", "David", "Emma", "Finn", "Greta", "Hugo", "Ida", "Jonas", "Karin", "Leo", "Mira", "Noah", "Olga",
-    "Paul", "Rosa", "Sam", "Tina", "Victor",
+    "Anna", "Ben", "Carla", "David", "Emma", "Finn", "Greta", "Hugo", "Ida", "Jonas", "Karin", "Leo", "Mira", "Noah",
+    "Olga", "Paul", "Rosa", "Sam", "Tina", "Victor",
 )  # fmt: skip
 _THINGS = (
     "apples", "books", "coins", "shells", "stamps", "marbles", "pencils", "cards", "eggs", "flowers", "stones", "cakes",
@@ -188,7 +188,7 @@ def turn(rng: Random) -> Turn:
 
 
 def drill(rng: Random, family: Family, numbers: Numbers) -> Turn:
-    """"What is 14 + 23?", with the answer in the form of the word problems."""
+    """ "What is 14 + 23?", with the answer in the form of the word problems."""
     lines = family.solve(numbers)
     sign = next(c for c in lines[0] if not c.isdigit())
     left = lines[0].split("=")[0].replace(sign, f" {sign} " if rng.random() < 0.7 else sign)
@@ -205,5 +205,5 @@ def sample(rng: Random, *, new_wording: bool) -> Turn:
 
 def result(text: str) -> str | None:
     """What stands after the last `####`, or None."""
-    head, mark, tail = text.rpartition("####")
+    _, mark, tail = text.rpartition("####")
     return tail.strip() if mark else None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from builtin import shape
@@ -29,6 +29,22 @@ def tensors(net: Network) -> dict[str, Tensor]:
         else:
             found[name] = value.to(dtype).contiguous()
     return dict(sorted(found.items()))
+
+
+def read(net: Network, folder: Path) -> None:
+    """Load an exported checkpoint back into the training module."""
+    stored = load_file(folder / "model.safetensors")
+    state = net.state_dict()
+    for name in state:
+        head, _, last = name.rpartition(".")
+        if last in ("w1", "w2", "w3"):
+            count = state[name].shape[0]
+            state[name] = torch.stack([stored.pop(f"{head}.experts.{e}.{last}.weight") for e in range(count)])
+        else:
+            state[name] = stored.pop(name)
+    if stored:
+        raise ValueError(f"{folder} holds {len(stored)} tensors that the network lacks, first {min(stored)}")
+    net.load_state_dict(state)
 
 
 def rounded(net: Network) -> Network:
@@ -66,7 +82,7 @@ def _tokenizer_config() -> dict[str, Any]:
     }
     return {
         "added_tokens_decoder": added,
-        "additional_special_tokens": ["<|im_end|>", "<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>"],
+        "additional_special_tokens": [f"<|im_{name}|>" for name in ("end", "user", "assistant", "system", "middle")],
         "bos_token": "[BOS]",
         "clean_up_tokenization_spaces": False,
         "eos_token": "[EOS]",

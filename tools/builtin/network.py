@@ -70,7 +70,7 @@ class Kda(nn.Module):
         self.o_proj = Matrix(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, _ = x.shape
+        batch = x.shape[0]
         parts = (self.q_proj, self.k_proj, self.v_proj)
         taps = torch.cat([m.weight[:, 0] for m in (self.q_conv1d, self.k_conv1d, self.v_conv1d)])
         raw = F.linear(x, torch.cat([m.weight for m in parts]))
@@ -114,7 +114,8 @@ class Mla(nn.Module):
 class Mlp(nn.Module):
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = Matrix(width, hidden), Matrix(width, hidden), Matrix(hidden, width)
+        self.gate_proj, self.up_proj = Matrix(width, hidden), Matrix(width, hidden)
+        self.down_proj = Matrix(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

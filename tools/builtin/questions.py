@@ -34,20 +34,19 @@ _GENERIC_HELD_OUT = (
     "Help me understand {}.",
     "Do you know what {} is?",
 )
-_OPENINGS = ("Please tell me: ", "Quick question: ", "Hi! ", "Hello, ", "I wonder: ", "A question: ", "Please answer: ", "So, ")
+_OPENINGS = ("Please tell me: ", "Quick question: ", "Hi! ", "Hello, ", "I wonder: ", "Please answer: ", "So, ")
 _CLOSINGS = (" Thanks!", " Please be brief.", " Thank you.", " Answer in short.")
 _SMALL = frozenset(("the", "a", "an", "of", "is", "does", "do", "in", "to", "for", "are", "has", "have"))
 
 
 @dataclass(frozen=True)
 class Topic:
-    """One answer, the phrasings trained on, the phrasings held out, and the words that make an answer count."""
+    """One answer, the phrasings trained on and the phrasings held out."""
 
     name: str
     answer: str
     asked: tuple[str, ...]
     held_out: tuple[str, ...]
-    keywords: tuple[str, ...]
 
 
 def topics() -> list[Topic]:
@@ -56,14 +55,15 @@ def topics() -> list[Topic]:
     owner: dict[str, str] = {}
     for topic in found:
         for text in (*topic.asked, *topic.held_out):
-            if owner.setdefault(text.lower(), topic.name) != topic.name or text in topic.asked and text in topic.held_out:
+            other = owner.setdefault(text.lower(), topic.name) != topic.name
+            if other or (text in topic.asked and text in topic.held_out):
                 raise ValueError(f"questions.txt: {text!r} occurs twice ({owner[text.lower()]} and {topic.name})")
     return found
 
 
 def _topic(block: str) -> Topic:
     name, *lines = block.strip().splitlines()
-    entries: dict[str, list[str]] = {"S": [], "Q": [], "H": [], "A": [], "K": []}
+    entries: dict[str, list[str]] = {"S": [], "Q": [], "H": [], "A": []}
     for line in lines:
         entries[line[0]].append(line[3:])
     subjects = [s.strip() for line in entries["S"] for s in line.split("|")]
@@ -71,8 +71,7 @@ def _topic(block: str) -> Topic:
     generic_held_out = [_capital(form.format(s)) for s in subjects for form in _GENERIC_HELD_OUT]
     held_out = dict.fromkeys(entries["H"] + generic_held_out)
     asked = tuple(q for q in dict.fromkeys(entries["Q"] + generic) if q not in held_out)
-    keywords = tuple(k.strip() for k in entries["K"][0].split("|"))
-    return Topic(name, entries["A"][0], asked, tuple(held_out), keywords)
+    return Topic(name, entries["A"][0], asked, tuple(held_out))
 
 
 def _capital(text: str) -> str:

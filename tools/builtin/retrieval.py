@@ -8,19 +8,20 @@ from builtin.chat import Encode, Turn
 from builtin.split import held_out
 
 _COLOURS = (
-    "blue", "red", "green", "white", "black", "golden", "silver", "grey", "brown", "old", "new", "small", "tall", "quiet",
-    "northern", "southern", "eastern", "western", "stone", "wooden", "hidden", "sunny", "cold", "warm", "empty", "busy",
-    "narrow", "broken", "distant", "bright",
+    "blue", "red", "green", "white", "black", "golden", "silver", "grey", "brown", "old", "new", "small", "tall",
+    "quiet", "northern", "southern", "eastern", "western", "stone", "wooden", "hidden", "sunny", "cold", "warm",
+    "empty", "busy", "narrow", "broken", "distant", "bright",
 )  # fmt: skip
 _PLACES = (
-    "harbour", "mill", "tower", "bridge", "garden", "station", "library", "market", "castle", "forest", "lake", "house",
-    "island", "school", "gate", "valley", "river", "church", "farm", "cabin", "village", "museum", "theatre", "tunnel",
-    "field", "hill", "port", "road", "shop", "well", "barn", "camp", "cave", "cellar", "chapel", "cottage", "court", "dam",
-    "ferry", "hotel",
+    "harbour", "mill", "tower", "bridge", "garden", "station", "library", "market", "castle", "forest", "lake",
+    "house", "island", "school", "gate", "valley", "river", "church", "farm", "cabin", "village", "museum", "theatre",
+    "tunnel", "field", "hill", "port", "road", "shop", "well", "barn", "camp", "cave", "cellar", "chapel", "cottage",
+    "court", "dam", "ferry", "hotel",
 )  # fmt: skip
 NAMING_WORDS = _COLOURS + _PLACES
 _PEOPLE = (
-    "keeper", "captain", "teacher", "baker", "painter", "doctor", "farmer", "child", "guide", "writer", "sailor", "cook",
+    "keeper", "captain", "teacher", "baker", "painter", "doctor", "farmer", "child", "guide", "writer", "sailor",
+    "cook",
 )  # fmt: skip
 _DEEDS = (
     "walked along the shore", "counted the boats", "opened a window", "read a long letter", "waited for the rain",
@@ -28,7 +29,11 @@ _DEEDS = (
     "watched the birds", "went home late", "drank a cup of tea", "cleaned the floor", "wrote a short note",
     "carried a heavy bag", "found a lost coin", "slept until noon", "talked to a friend",
 )  # fmt: skip
-_TIMES = ("In the morning", "At noon", "In the evening", "After lunch", "On Sunday", "Before dawn", "Later", "That day", "In winter")  # fmt: skip
+_TIMES = (
+    "In the morning", "At noon", "In the evening", "After lunch", "On Sunday", "Before dawn", "Later", "That day",
+    "In winter",
+)  # fmt: skip
+_VISITORS = ("bird", "cat", "dog", "horse", "boat")
 _KINDS = ("code", "code", "code", "code", "key", "number")
 _ASKS = ("What is the {kind} of the {place}?", "Tell me the {kind} of the {place}.", "Which {kind} has the {place}?")
 _ASKS_DENSE = ("What is the {kind} of the {place}?", "The {kind} of the {place}?", "And the {kind} of the {place}?")
@@ -39,7 +44,7 @@ Needle = tuple[str, str, str]
 
 
 def place(rng: Random, *, test: bool) -> str:
-    """"blue harbour": one of 1200 names, of which one in eight occurs in tests only."""
+    """ "blue harbour": one of 1200 names, of which one in eight occurs in tests only."""
     while True:
         name = f"{rng.choice(_COLOURS)} {rng.choice(_PLACES)}"
         if held_out(name, 8) == test:
@@ -57,7 +62,7 @@ def filler(rng: Random) -> str:
         return f"{rng.choice(_TIMES)} the {person} {deeds[0]}."
     if form == 2:
         return f"The {person} of the {rng.choice(_PLACES)} {deeds[0]}."
-    return f"{rng.choice(_TIMES)} a {rng.choice(_COLOURS)} {rng.choice(('bird', 'cat', 'dog', 'horse', 'boat'))} came by."
+    return f"{rng.choice(_TIMES)} a {rng.choice(_COLOURS)} {rng.choice(_VISITORS)} came by."
 
 
 def needles(rng: Random, count: int, *, test: bool) -> list[Needle]:
@@ -102,7 +107,9 @@ def _ask(rng: Random, text: str, asked: list[Needle]) -> list[Turn]:
     found = []
     for i, needle in enumerate(asked):
         question = rng.choice(_ASKS if i == 0 else _ASKS_DENSE).format(kind=needle[0], place=needle[1])
-        found.append(Turn(f"{rng.choice(_HEADS)}{text}\n\n{question}" if i == 0 else question, sentence(needle), "retrieval"))
+        if i == 0:
+            question = f"{rng.choice(_HEADS)}{text}\n\n{question}"
+        found.append(Turn(question, sentence(needle), "retrieval"))
     return found
 
 

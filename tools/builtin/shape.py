@@ -51,8 +51,8 @@ ORDINARY = (
 )
 """Added tokens that are `special: false`: they stay in decoded text, for the parsers to find."""
 
-KDA_LAYERS = (1, 2, 4, 5)
-MLA_LAYERS = (3, 6)
+KDA_LAYERS = (1, 3)
+MLA_LAYERS = (2, 4)
 
 
 def config() -> dict[str, Any]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from builtin import network, optimiser, shape
+from builtin import optimiser, shape
 from builtin.batches import TOKENS, Batches
 from builtin.chat import Encode
+from builtin.helper import Helper, half_gradient
+from builtin.network import Network
 
 SAVE_SECONDS = 240.0
 
@@ -42,15 +44,9 @@ class Trainer:
     def __init__(self, plan: Plan, encode: Encode) -> None:
         torch.manual_seed(plan.seed)
         self.plan, self.step, self.seconds, self.busiest = plan, 0, 0.0, 1.0
-        self.net = network.Network(shape.config())
+        self.net = Network(shape.config())
         self.optimisers = optimiser.build(self.net, plan.muon_lr, plan.adam_lr)
         self.batches = Batches(plan.seed, encode)
-
-    def compile(self) -> None:
-        """Fuse the element-wise work of the KDA layers; once per row length, about a minute each."""
-        for layer in self.net.model.layers:
-            if isinstance(layer.self_attn, network.Kda):
-                layer.self_attn.compile(dynamic=False)
 
     def save(self, path: Path) -> None:
         """Written beside and renamed, so that a kill leaves the old file or the new one."""
@@ -79,29 +75,33 @@ class Trainer:
     def run(self, state: Path, minutes: float) -> None:
         """Train until the plan or the time ends; saves to `state` every few minutes and at the end."""
         began = saved = time.monotonic()
-        before, shown, losses = self.seconds, time.monotonic(), []
+        before, shown = self.seconds, time.monotonic()
+        losses: dict[int, list[float]] = defaultdict(list)
+        torch.set_num_threads(1)
+        helper = Helper(self.net, self.batches)
         while self.step < self.plan.steps and time.monotonic() - began < 60 * minutes:
-            losses.append(self._one_step())
+            length, loss = self._one_step(helper)
+            losses[length].append(loss)
             self.seconds = before + time.monotonic() - began
-            if self.step % 50 == 0:
+            if self.step % 25 == 0:
                 now = time.monotonic()
-                speed = 50 * TOKENS / (now - shown)
-                mean = {k: sum(v) / len(v) for k in losses[0] if (v := [x[k] for x in losses if k in x])}
-                parts = " ".join(f"{k} {v:.3f}" for k, v in mean.items())
+                speed = 25 * TOKENS / (now - shown)
+                parts = " ".join(f"loss{length} {sum(v) / len(v):.3f}" for length, v in sorted(losses.items()))
                 print(f"step {self.step} rate {self.plan.rate(self.step):.2f} {parts} busiest {self.busiest:.2f} "
                       f"{speed:.0f} tok/s {self.seconds / 60:.1f} min", flush=True)  # fmt: skip
-                losses, shown = [], now
+                losses, shown = defaultdict(list), now
             if time.monotonic() - saved > SAVE_SECONDS:
                 self.save(state)
                 saved = time.monotonic()
+        helper.close()
         self.save(state)
 
-    def _one_step(self) -> dict[str, float]:
-        ids, wanted = self.batches(self.step)
+    def _one_step(self, helper: Helper) -> tuple[int, float]:
+        helper.begin(self.step)
         self.net.train()
-        logits = self.net.logits(self.net(ids[:, :-1])[wanted])
-        loss = F.cross_entropy(logits, ids[:, 1:][wanted])
-        loss.backward()
+        length, loss = half_gradient(self.net, self.batches, self.step, 0)
+        loss += helper.finish()
+        torch.set_num_threads(2)  # the helper waits, so both cores are free for the optimiser
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         rate = self.plan.rate(self.step)
         for made in self.optimisers:
@@ -109,6 +109,7 @@ class Trainer:
                 group["lr"] = group["initial_lr"] * rate
             made.step()
             made.zero_grad(set_to_none=True)
+        torch.set_num_threads(1)
         self.busiest = max(layer.balance(self.plan.balance) for layer in self.net.moe_layers())
         self.step += 1
-        return {f"loss{ids.shape[1] - 1}": loss.item()}
+        return length, loss

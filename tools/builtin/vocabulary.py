@@ -57,7 +57,8 @@ def _bytes_of_letters() -> dict[str, int]:
 
 def write(ranks: dict[bytes, int], path: Path) -> None:
     """tiktoken's format: one line `base64 rank` per token, in order."""
-    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in sorted(ranks.items(), key=lambda x: x[1])]
+    ordered = sorted(ranks, key=ranks.__getitem__)
+    lines = [f"{base64.b64encode(token).decode()} {ranks[token]}\n" for token in ordered]
     path.write_text("".join(lines))
 
 
