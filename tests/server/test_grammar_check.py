@@ -26,6 +26,7 @@ async def test_good_grammars_pass_and_bad_ones_say_why(grammars: GrammarCheck) -
         Grammar("json_object"),
         Grammar("json_schema", '{"type": "object"}'),
         Grammar("regex", "[a-z]+"),
+        Grammar("regex", ""),
         Grammar("ebnf", 'root ::= "a" | "b"'),
         forced_grammar([{"name": "a", "parameters": point}, {"name": "b"}]),
     ):
@@ -37,6 +38,7 @@ async def test_good_grammars_pass_and_bad_ones_say_why(grammars: GrammarCheck) -
         ("regex", "(", "parenthesis"),
         ("ebnf", "root ::= other", "other"),
         ("ebnf", "", "root"),
+        ("ebnf", "root ::= root", "No text fits"),
     ):
         with pytest.raises(RequestError, match=why) as caught:
             await grammars.check(Grammar(kind, text), "response_format")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -128,6 +130,19 @@ def test_a_connection_that_breaks_is_told() -> None:
         with pytest.raises(SmokeError, match="broke"):
             list(smoke(Target(f"http://127.0.0.1:{listener.getsockname()[1]}")))
         thread.join()
+
+
+def test_the_command_exits_with_0_or_with_1_and_the_reason(server: LiveServer) -> None:
+    command = [sys.executable, "-m", "perilune", "smoke"]
+    good = subprocess.run([*command, server.url, "--api-key", KEY], capture_output=True, text=True, check=False)
+    assert good.returncode == 0
+    assert [line.split()[:2] for line in good.stdout.splitlines()] == [
+        ["ok", "models"], ["ok", "chat/completions"], ["ok", "streaming"],
+    ]  # fmt: skip
+    bad = subprocess.run([*command, server.url, "--api-key", "wrong"], capture_output=True, text=True, check=False)
+    assert bad.returncode == 1
+    assert "401" in bad.stderr
+    assert "Traceback" not in bad.stderr
 
 
 @pytest.mark.parametrize("url", ["nonsense", "ftp://host", "http://[::1", ""])

@@ -11,6 +11,9 @@ from typing import Any
 # xgrammar's messages begin with a time stamp and a path of the machine it was built on.
 _SOURCE_PREFIX = re.compile(r"^\[[^\]]*\]\s+\S+:\d+:\s*")
 
+VOCABULARY = 257
+"""Every byte, and the end."""
+
 
 def problem_with(kind: str, text: str, compiler: Any) -> str:
     """Compiles over a vocabulary of single bytes: the same work as for a model's, and quick."""
@@ -22,17 +25,19 @@ def problem_with(kind: str, text: str, compiler: Any) -> str:
         "ebnf": xgrammar.Grammar.from_ebnf,
     }
     try:
-        compiler.compile_grammar(makers[kind](text))
+        matcher = xgrammar.GrammarMatcher(compiler.compile_grammar(makers[kind](text)))
     except Exception as error:  # the compiler raises RuntimeError, ValueError and its own kinds
         return _SOURCE_PREFIX.sub("", str(error)).strip()[:500] or type(error).__name__
-    return ""
+    first = xgrammar.allocate_token_bitmask(1, VOCABULARY)
+    matcher.fill_next_token_bitmask(first)
+    return "" if bool(first.any()) else "No text fits it, not even an empty one."
 
 
 def main() -> None:
     import xgrammar
 
     vocabulary = [bytes([byte]) for byte in range(256)] + [b""]
-    info = xgrammar.TokenizerInfo(vocabulary, stop_token_ids=[256])
+    info = xgrammar.TokenizerInfo(vocabulary, vocab_size=VOCABULARY, stop_token_ids=[256])
     compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
     print("ready", flush=True)
     for line in sys.stdin:
