@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import secrets
 import shutil
@@ -38,7 +39,7 @@ from perilune.engine.messages import (
 )
 from perilune.engine.output import AnswerStream
 from perilune.engine.request import SamplingParams, TextDelta
-from perilune.errors import EngineDeadError, OverloadedError, PeriluneError
+from perilune.errors import EngineDeadError, OverloadedError, PeriluneError, RequestError
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.hub import resolve
 from perilune.text.tokenizer import load_tokenizer
@@ -61,6 +62,8 @@ class AsyncEngine:
         self.died = asyncio.Event()
         self.death: PeriluneError | None = None
         self._encode = msgspec.msgpack.Encoder().encode
+        self._names: set[str] = set()
+        self._serials = itertools.count()
         self._queues: dict[str, asyncio.Queue[TokenEvent]] = {}
         self._stats: list[asyncio.Future[dict[str, int | float | str]]] = []
         self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
@@ -93,9 +96,9 @@ class AsyncEngine:
         if self.config.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.config.threads)
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "perilune.engine.worker", endpoint, env=environment
+            *(sys.executable, "-m", "perilune.engine.worker", endpoint, str(os.getpid())), env=environment
         )
-        await self._socket.send(self._encode({"config": self.config, "path": str(self.path)}))
+        self._socket.send(self._encode({"config": self.config, "path": str(self.path)}))
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]
 
     @property
@@ -107,8 +110,8 @@ class AsyncEngine:
     ) -> AsyncIterator[TextDelta]:
         """Deltas of all `params.n` sequences, told apart by `index`; each ends with one that has a finish reason.
 
-        Closing the iterator aborts what is still open. Raises RequestError, ContextLengthError or OverloadedError
-        before the first delta, EngineDeadError at any time.
+        Closing the iterator aborts what is still open. Raises RequestError (also for a `request_id` that is open),
+        ContextLengthError or OverloadedError before the first delta, EngineDeadError at any time.
         """
         self._require_alive()
         self.limits.check(prompt_ids, params)
@@ -117,15 +120,20 @@ class AsyncEngine:
                 "The queue is full.", f"{len(self._queues)} sequences are open.", "Retry later, or raise --max-waiting."
             )
         name = request_id or uuid.uuid4().hex
+        if name in self._names:
+            raise RequestError(f"The request id {name!r} is in use.", "", "Choose another.", param="request_id")
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         queue: asyncio.Queue[TokenEvent] = asyncio.Queue()
         answers: dict[str, AnswerStream] = {}
+        self._names.add(name)
+        # a name may come back while the engine still sends tokens of the request that had it
+        serial = next(self._serials)
         try:
             for index in range(params.n):
-                sequence = f"{name}/{index}"
+                sequence = f"{name}/{serial}/{index}"
                 answers[sequence] = AnswerStream(self.tokenizer, params, len(prompt_ids), index)
                 self._queues[sequence] = queue
-                await self._send(Submit(sequence, tuple(prompt_ids), params, seed, index))
+                self._send(Submit(sequence, tuple(prompt_ids), params, seed, index))
             while answers:
                 event = await queue.get()
                 if event.error is not None:
@@ -139,20 +147,21 @@ class AsyncEngine:
                     del answers[event.id]
                     self._queues.pop(event.id, None)
                     if event.finish_reason is None:
-                        await self._send(Abort(event.id))
+                        self._send(Abort(event.id))
                 yield delta
         finally:
+            self._names.discard(name)
             for sequence in answers:
                 self._queues.pop(sequence, None)
                 if self.alive:
-                    self._socket.send(self._encode(Abort(sequence)))  # queued at once; nothing to wait for
+                    self._send(Abort(sequence))
 
     async def stats(self) -> dict[str, int | float | str]:
         """The engine's counters, as `EngineCore.stats` names them. Raises EngineDeadError."""
         self._require_alive()
         answer: asyncio.Future[dict[str, int | float | str]] = asyncio.get_running_loop().create_future()
         self._stats.append(answer)
-        await self._send(AskStats())
+        self._send(AskStats())
         return await answer
 
     async def close(self) -> None:
@@ -162,7 +171,7 @@ class AsyncEngine:
         self._closing = True
         self._fail(EngineDeadError("The server is shutting down."))
         with contextlib.suppress(zmq.ZMQError):
-            await self._send(Shutdown())
+            self._send(Shutdown())
         try:
             await asyncio.wait_for(self.process.wait(), CLOSE_SECONDS)
         except TimeoutError:
@@ -174,8 +183,9 @@ class AsyncEngine:
         self._context.term()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    async def _send(self, message: ToEngine) -> None:
-        await self._socket.send(self._encode(message))
+    def _send(self, message: ToEngine) -> None:
+        """Queued at once and in order, never awaited: with nobody at the other end, a send would wait for ever."""
+        self._socket.send(self._encode(message))
 
     async def _read(self) -> None:
         decode = msgspec.msgpack.Decoder(FromEngine).decode

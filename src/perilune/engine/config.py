@@ -41,7 +41,7 @@ class EngineConfig:
             raise ConfigError(
                 f"device {self.device!r} is not available.", "This build computes on the CPU.", 'Use device="cpu".'
             )
-        for name in ("max_context", "max_running", "cache_bytes", "max_waiting", "threads"):
+        for name in ("max_context", "max_running", "cache_bytes", "prefill_chunk", "max_waiting", "threads"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}.")

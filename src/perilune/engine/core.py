@@ -50,11 +50,11 @@ class EngineCore:
         self.limits = Limits.of(self.spec, self.plan)
         self.tokenizer = load_tokenizer(path)
         self.stop_ids = frozenset(self.spec.stop_ids) | (self.tokenizer.stop_ids if self.tokenizer else frozenset())
-        self.cache = CacheManager(self.plan.cache)
-        self.scheduler = Scheduler(self.cache, config.prefill_chunk)
         started = time.perf_counter()
         self.runner = Runner(checkpoint, self.plan.dtype, self.plan.cache)
         self.load_seconds = time.perf_counter() - started
+        self.cache = CacheManager(self.plan.cache)  # after the arenas: its lists are long if they are absurdly large
+        self.scheduler = Scheduler(self.cache, config.prefill_chunk)
         self._active: dict[str, _Active] = {}
         self._grammars = GrammarQueue(self.tokenizer, self.spec.vocab, self.stop_ids)
         self._counts = {
@@ -71,7 +71,7 @@ class EngineCore:
 
     def add(self, request: Submit) -> None:
         """Queue one sequence. Raises RequestError, ContextLengthError or OverloadedError; then nothing was queued."""
-        if request.id in self._active:
+        if request.id in self._active or request.id in self._grammars:
             raise RequestError(f"The request id {request.id!r} is in use.", param="request_id")
         max_new = self.limits.check(request.prompt, request.params)
         if len(self._active) >= self.config.max_waiting + self.config.max_running:
@@ -108,23 +108,13 @@ class EngineCore:
             self.scheduler.remove(active.sequence)
 
     def step(self) -> list[TokenEvent]:
-        """Advance every running sequence. An exception inside fails the sequences of this step, not the engine."""
+        """Advance every running sequence. An exception inside fails the sequences it concerns, not the engine."""
         events = self._take_compiled()
         step = self.scheduler.schedule()
         self._counts["preemptions_total"] += len(step.preempted)
         for sequence in step.admitted:
             self.runner.clear(self.cache.slot(sequence.id))
-        if not step.work:
-            return events
-        try:
-            events += self._run(step)
-        except Exception as error:
-            log.exception("a step failed")
-            for work in step.work:
-                if work.sequence.id in self._active:
-                    self.abort(work.sequence.id)
-                    events.append(TokenEvent(work.sequence.id, finish_reason="error", error=WireError.of(error)))
-        return events
+        return events + self._run(step) if step.work else events
 
     def _take_compiled(self) -> list[TokenEvent]:
         """Queue the requests whose grammar is ready; report those whose grammar is no grammar."""
@@ -137,12 +127,20 @@ class EngineCore:
         return failed
 
     def _run(self, step: Step) -> list[TokenEvent]:
-        logits = self.runner.run([self._piece(work) for work in step.work])
+        try:
+            logits = self.runner.run([self._piece(work) for work in step.work])
+        except Exception as error:
+            log.exception("a step failed")
+            return [self._fail(work.sequence, error) for work in step.work]
         self.scheduler.commit(step)
         self._counts["steps_total"] += 1
         self._counts["prompt_tokens_total"] += sum(work.count for work in step.work if work.mode == "prefill")
         sampling = [work.sequence for work in step.work if work.samples]
         return [self._advance(sequence, row) for sequence, row in zip(sampling, logits, strict=True)]
+
+    def _fail(self, sequence: Sequence, error: Exception) -> TokenEvent:
+        self.abort(sequence.id)
+        return TokenEvent(sequence.id, finish_reason="error", error=WireError.of(error))
 
     def _piece(self, work: Work) -> Piece:
         sequence = work.sequence
@@ -156,9 +154,13 @@ class EngineCore:
         )
 
     def _advance(self, sequence: Sequence, logits: Tensor) -> TokenEvent:
-        """Sample the next token of one sequence from logits [V], and end it if it is done."""
+        """Sample the next token of one sequence from logits [V], and end it if it is done or cannot be sampled."""
         active = self._active[sequence.id]
-        token = active.sampler.sample(logits)
+        try:
+            token = active.sampler.sample(logits)
+        except Exception as error:
+            log.exception("no token could be sampled")
+            return self._fail(sequence, error)
         sequence.outputs.append(token.token_id)
         self._counts["generation_tokens_total"] += 1
         finish, stop_reason, ends_turn = self._ending(active, token)

@@ -30,6 +30,9 @@ class GrammarQueue:
     def pending(self) -> int:
         return len(self._jobs)
 
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._jobs
+
     def put(self, request: Submit, max_new: int) -> None:
         """Compile `request.params.grammar`. Raises RequestError if there is no tokenizer to spell tokens with."""
         grammar = request.params.grammar

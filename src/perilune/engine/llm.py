@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import secrets
 import threading
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -60,10 +62,11 @@ class LLM:
         """float32 [T, vocab] of a prompt, computed in one pass."""
         with self._lock:
             self._require_open()
-            return self._core.logits(tuple(int(t) for t in tokens)).clone()
+            return self._core.logits(_ids(tokens)).clone()
 
     def stats(self) -> dict[str, int | float | str]:
         """Cache bytes planned, allocated and used, pages, slots, running, waiting, totals."""
+        self._require_open()
         return self._core.stats()
 
     def close(self) -> None:
@@ -110,7 +113,7 @@ class LLM:
 
     def _encode(self, prompt: Prompt) -> tuple[int, ...]:
         if not isinstance(prompt, str):
-            return tuple(int(t) for t in prompt)
+            return _ids(prompt)
         if self._core.tokenizer is None:
             raise RequestError("This checkpoint has no tokenizer files.", "Text cannot be encoded.", "Give token ids.")
         return tuple(self._core.tokenizer.encode(prompt))
@@ -124,10 +127,24 @@ def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One text or one list of ids is a batch of one."""
     if isinstance(prompts, str):
         return [prompts]
-    ids = [p for p in prompts if isinstance(p, int)]
-    if ids and len(ids) == len(prompts):
-        return [ids]
-    return [p for p in prompts if not isinstance(p, int)]
+    if len(prompts) and all(isinstance(p, Integral) for p in prompts):
+        return [_ids(prompts)]
+    batch: list[Prompt] = []
+    for prompt in prompts:
+        if isinstance(prompt, Integral):
+            raise RequestError("A token id stands between whole prompts.", "", "Put ids in a list of their own.")
+        batch.append(prompt)  # type: ignore[arg-type]  # Integral is not int to mypy
+    return batch
+
+
+def _ids(prompt: Any) -> tuple[int, ...]:
+    """Token ids from any sequence of whole numbers, numpy's and torch's too. Raises RequestError."""
+    try:
+        return tuple(operator.index(token) for token in prompt)
+    except TypeError as error:
+        raise RequestError(
+            "A prompt is neither a text nor a list of token ids.", f"{error}.", param="prompt"
+        ) from error
 
 
 class _Answer:

@@ -13,6 +13,7 @@ from perilune.errors import RequestError, nearest
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 MAX_LOGPROBS = 20
+MAX_BIAS = 100
 
 
 class _CheckedFields(type):
@@ -68,26 +69,33 @@ class SamplingParams(metaclass=_CheckedFields):
         object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop or ()))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
         object.__setattr__(self, "logit_bias", {int(k): float(v) for k, v in (self.logit_bias or {}).items()})
+        for name in ("n", "max_tokens", "min_tokens", "top_k", "seed", "logprobs"):
+            _whole(name, getattr(self, name))
         limits: tuple[tuple[str, float, float], ...] = (
             ("n", 1, 128), ("min_tokens", 0, float("inf")), ("temperature", 0, 100), ("min_p", 0, 1),
             ("top_k", -1, float("inf")), ("presence_penalty", -2, 2), ("frequency_penalty", -2, 2),
         )  # fmt: skip
         for name, low, high in limits:
             _within(name, getattr(self, name), low, high)
-        if not 0 < self.top_p <= 1:
-            raise RequestError(f"top_p must be in (0, 1], not {self.top_p}.", param="top_p")
-        if not 0 < self.repetition_penalty <= 10:
-            raise RequestError(
-                f"repetition_penalty must be in (0, 10], not {self.repetition_penalty}.", param="repetition_penalty"
-            )
+        for name, high in (("top_p", 1), ("repetition_penalty", 10)):
+            _within(name, getattr(self, name), 0, high)
+            if getattr(self, name) == 0:
+                raise RequestError(f"{name} must be more than 0.", param=name)
         if self.max_tokens is not None and self.max_tokens < 1:
             raise RequestError(f"max_tokens must be at least 1, not {self.max_tokens}.", param="max_tokens")
         if self.logprobs is not None:
             _within("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if self.seed is not None:
             _within("seed", self.seed, -(2**63), 2**64 - 1)
+        for bias in self.logit_bias.values():
+            _within("logit_bias", bias, -MAX_BIAS, MAX_BIAS)
         if any(not s for s in self.stop):
             raise RequestError("A stop string is empty.", "It would end every answer at once.", param="stop")
+
+
+def _whole(name: str, value: object) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise RequestError(f"{name} must be a whole number, not {value!r}.", param=name)
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:

@@ -77,10 +77,12 @@ class Sampler:
             z = z.clone()
             for token, bias in self._bias:
                 z[token] += bias
-        if self.drawn < p.min_tokens and len(self._stop):
-            z = z.index_fill(0, self._stop, float("-inf"))
         if self.constraint is not None:
             z = self.constraint.mask(z)
+        if self.drawn < p.min_tokens and len(self._stop):
+            longer = z.index_fill(0, self._stop, float("-inf"))
+            if longer.isfinite().any():  # a grammar that is complete allows nothing but the end
+                z = longer
         if p.temperature < 1e-5:
             return int(z.argmax())
         z = ops.truncate(z / p.temperature, top_k=p.top_k, top_p=p.top_p, min_p=p.min_p)

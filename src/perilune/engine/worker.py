@@ -1,4 +1,7 @@
-"""The engine process: `python -m perilune.engine.worker ENDPOINT`. The first message it gets is its config."""
+"""The engine process: `python -m perilune.engine.worker ENDPOINT PARENT`. The first message it gets is its config.
+
+PARENT is the process id of the server. It is given and not asked for, since the server may be gone before this starts.
+"""
 
 from __future__ import annotations
 
@@ -42,11 +45,11 @@ class Start(msgspec.Struct, frozen=True):
 class EngineProcess:
     """Steps the core while there is work, and answers messages between steps."""
 
-    def __init__(self, socket: zmq.Socket[bytes], core: EngineCore) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], core: EngineCore, parent: int) -> None:
         self._socket, self._core = socket, core
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(ToEngine).decode
-        self._parent = os.getppid()
+        self._parent = parent
 
     def run(self) -> None:
         """Until Shutdown, or until the parent is gone: an engine without a server serves nobody."""
@@ -81,7 +84,7 @@ class EngineProcess:
         self._socket.send(self._encode(message))
 
 
-def main(endpoint: str) -> int:
+def main(endpoint: str, parent: int) -> int:
     """Connect, load, serve. Returns the exit status; a failure to load is sent before it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the server decides
     logging.basicConfig(level=logging.INFO, format="engine %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -92,9 +95,12 @@ def main(endpoint: str) -> int:
     socket.setsockopt(zmq.LINGER, 2000)
     socket.connect(endpoint)
     try:
+        while not socket.poll(IDLE_POLL_MS):
+            if os.getppid() != parent:
+                return 1
         start = msgspec.msgpack.decode(socket.recv(), type=Start)
         core = EngineCore(start.config, Path(start.path))
-        EngineProcess(socket, core).run()
+        EngineProcess(socket, core, parent).run()
         core.close()
         return 0
     except Exception as error:
@@ -108,4 +114,4 @@ def main(endpoint: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))
