@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 # Before torch loads OpenMP: on a shared machine, threads that lost their core must sleep, not spin (80 x measured).
@@ -13,12 +12,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from builtin import export, scores, shape, vocabulary
-from builtin.chat import Encode
 from builtin.network import Network
 from builtin.train import Plan, Trainer
 
 MODEL = Path(__file__).parents[1] / "src" / "perilune" / "builtin" / "model"
-Decode = Callable[[list[int]], str]
 STATE = Path("~/.cache/perilune/train").expanduser()
 
 
@@ -38,9 +35,21 @@ def main() -> None:
     evaluate = actions.add_parser("eval", help="held-out scores of the exported checkpoint")
     evaluate.add_argument("--from-state", action="store_true", help="score the training state, rounded")
     evaluate.add_argument("--count", type=int, default=400, help="problems and texts per score")
+    evaluate.add_argument("--show", type=int, default=0, help="wrong answers to print for each score")
     evaluate.add_argument("--json", type=Path, help="also write the scores here")
+    sample = actions.add_parser("samples", help="write held-out samples with the model's answers, as JSON lines")
+    sample.add_argument("path", type=Path)
+    sample.add_argument("--count", type=int, default=20, help="per skill")
     args = parser.parse_args()
-    {"tokenizer": _tokenizer, "start": _start, "train": _train, "export": _export, "eval": _eval}[args.action](args)
+    act = {
+        "tokenizer": _tokenizer,
+        "start": _start,
+        "train": _train,
+        "export": _export,
+        "eval": _eval,
+        "samples": _samples,
+    }
+    act[args.action](args)
 
 
 def _tokenizer(args: argparse.Namespace) -> None:
@@ -70,7 +79,6 @@ def _export(args: argparse.Namespace) -> None:
 
 def _eval(args: argparse.Namespace) -> None:
     encoding = vocabulary.load(args.model / "tiktoken.model")
-    encode, decode = encoding.encode_ordinary, encoding.decode
     net = Network(shape.config())
     if args.from_state:
         net.load_state_dict(torch.load(args.state / "state.pt")["net"])
@@ -78,28 +86,33 @@ def _eval(args: argparse.Namespace) -> None:
     else:
         export.read(net, args.model)
     found: dict[str, float] = {}
-    for name, check in {
-        "arithmetic": lambda: _sums(net, encode, decode, args.count, False),
-        "arithmetic, new wording": lambda: _sums(net, encode, decode, args.count, True),
-        "questions": lambda: scores.check_questions(net, encode, decode),
-        **{
-            f"retrieval at {n}x": lambda n=n: scores.check_retrieval(
-                net, encode, scores.retrieval_turns(encode, n, args.count // 2)
-            )
-            for n in (1, 2, 4)
-        },
-    }.items():
+    for name, check in scores.skills(net, encoding, args.count).items():
         checked = check()
         found[name] = scores.share(checked)
-        print(f"{name}: {found[name]:.3f} of {len(checked)}", flush=True)
-        for wrong in [c for c in checked if not c.right and c.said][:6]:
-            print(f"    {wrong.turn.question!r} -> {wrong.said!r}")
+        print(f"{name}: {found[name]:.4f} of {len(checked)}", flush=True)
+        for wrong in [c for c in checked if not c.right][: args.show]:
+            print(f"    {wrong.turn.question[-80:]!r} -> {wrong.said!r}")
     if args.json:
         args.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def _sums(net: Network, encode: Encode, decode: Decode, count: int, new_wording: bool) -> list[scores.Checked]:
-    return scores.check_arithmetic(net, encode, decode, scores.arithmetic_turns(count, new_wording=new_wording))
+def _samples(args: argparse.Namespace) -> None:
+    net = Network(shape.config())
+    export.read(net, args.model)
+    lines = []
+    for name, check in scores.skills(net, vocabulary.load(args.model / "tiktoken.model"), args.count).items():
+        checked = check()
+        # Questions come in the order of their topics: take some of everywhere.
+        for c in checked[:: max(1, len(checked) // args.count)][: args.count]:
+            entry = {
+                "skill": name,
+                "question": c.turn.question,
+                "answer": c.turn.answer,
+                "said": c.said,
+                "right": c.right,
+            }
+            lines.append(json.dumps(entry) + "\n")
+    args.path.write_text("".join(lines))
 
 
 if __name__ == "__main__":

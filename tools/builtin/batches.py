@@ -48,7 +48,7 @@ class Batches:
         turns: list[Turn] = []
         # Turns until the row is full; 40 tokens is less than almost every turn.
         for _ in range(length // 40 + 1):
-            turns.append(arithmetic.turn(rng) if rng.random() < 0.55 else questions.turn(rng, self.topics))
+            turns.append(arithmetic.turn(rng) if rng.random() < 0.6 else questions.turn(rng, self.topics))
         return self._fit(conversation(turns, self.encode, system), length)
 
     def _fit(self, row: Row, length: int) -> Row:

@@ -40,8 +40,11 @@ class Helper:
         self.gradients = [torch.zeros_like(p).share_memory_() for p in self.trained]
         context = mp.get_context("fork")
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, net, batches, self.gradients), daemon=True)
+        self.process = context.Process(
+            target=_serve, args=(other, self.pipe, net, batches, self.gradients), daemon=True
+        )
         self.process.start()
+        other.close()
 
     def begin(self, step: int) -> None:
         """Ask for the second half of a step's gradient."""
@@ -62,11 +65,12 @@ class Helper:
         self.process.join()
 
 
-def _serve(pipe: Connection, net: Network, batches: Batch, gradients: list[Tensor]) -> None:
+def _serve(pipe: Connection, owner: Connection, net: Network, batches: Batch, gradients: list[Tensor]) -> None:
+    owner.close()  # else this process would hold its own line open and outlive a killed owner
     torch.set_num_threads(1)
     net.train()
     trained = [p for p in net.parameters() if p.requires_grad]
-    while (step := pipe.recv()) is not None:
+    while (step := _next(pipe)) is not None:
         for p in trained:
             p.grad = None
         for layer in net.moe_layers():
@@ -78,3 +82,11 @@ def _serve(pipe: Connection, net: Network, batches: Batch, gradients: list[Tenso
             else:
                 gradient.copy_(p.grad)
         pipe.send((loss, [layer.load.tolist() for layer in net.moe_layers()]))
+
+
+def _next(pipe: Connection) -> int | None:
+    try:
+        step: int | None = pipe.recv()
+    except EOFError:
+        return None
+    return step

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any
 
 import torch
+from tiktoken import Encoding
 from torch import Tensor
 
 from builtin import arithmetic, questions, retrieval
@@ -15,6 +17,7 @@ from builtin.chat import Encode, Turn, prompt_ids
 from builtin.network import Network
 from builtin.shape import SPECIALS, TRAINED_LENGTH
 
+Decode = Callable[[list[int]], str]
 SEED = 4242
 _STOP = SPECIALS["<|im_end|>"]
 
@@ -64,7 +67,7 @@ def question_turns() -> Iterator[Turn]:
             yield Turn(text, topic.answer, topic.name)
 
 
-def check_questions(net: Network, encode: Encode, decode: Any, batch: int = 32) -> list[Checked]:
+def check_questions(net: Network, encode: Encode, decode: Decode, batch: int = 32) -> list[Checked]:
     found = []
     for chunk in _chunks(list(question_turns()), batch):
         said = greedy(net, [prompt_ids(turn.question, encode) for turn in chunk], 80)
@@ -83,7 +86,7 @@ def arithmetic_turns(count: int, *, new_wording: bool) -> list[Turn]:
     return list(found.values())
 
 
-def check_arithmetic(net: Network, encode: Encode, decode: Any, turns: list[Turn], batch: int = 32) -> list[Checked]:
+def check_arithmetic(net: Network, encode: Encode, decode: Decode, turns: list[Turn], batch: int = 32) -> list[Checked]:
     found = []
     for chunk in _chunks(turns, batch):
         said = greedy(net, [prompt_ids(turn.question, encode) for turn in chunk], 40)
@@ -101,6 +104,22 @@ def retrieval_turns(encode: Encode, times: int, count: int) -> list[Turn]:
 
 def check_retrieval(net: Network, encode: Encode, turns: Iterable[Turn]) -> list[Checked]:
     return [Checked(turn, "", recited(net, prompt_ids(turn.question, encode), encode(turn.answer))) for turn in turns]
+
+
+def skills(net: Network, encoding: Encoding, count: int) -> dict[str, Callable[[], list[Checked]]]:
+    """Every score by name, to be called one by one: `count` problems of each kind and half as many long texts."""
+    encode, decode = encoding.encode_ordinary, encoding.decode
+    found: dict[str, Callable[[], list[Checked]]] = {
+        "arithmetic": lambda: check_arithmetic(net, encode, decode, arithmetic_turns(count, new_wording=False)),
+        "arithmetic, new wording": lambda: check_arithmetic(
+            net, encode, decode, arithmetic_turns(count, new_wording=True)
+        ),
+        "questions": lambda: check_questions(net, encode, decode),
+    }
+    for times in (1, 2, 4):
+        turns = retrieval_turns(encode, times, -(-count // 2))
+        found[f"retrieval at {times}x"] = partial(check_retrieval, net, encode, turns)
+    return found
 
 
 def share(checked: list[Checked]) -> float:

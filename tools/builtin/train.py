@@ -24,11 +24,11 @@ SAVE_SECONDS = 240.0
 class Plan:
     """`steps` in all; the rate rises over `warmup`, holds, and falls to zero over the last `decay` share."""
 
-    steps: int = 5000
+    steps: int = 3400
     seed: int = 1
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
-    warmup: int = 50
+    warmup: int = 20
     decay: float = 0.4
     balance: float = 1e-3
 
