@@ -71,12 +71,26 @@ class LiveServer:
         return self.process.wait(20)
 
 
-def start(folder: Path, *flags: str) -> LiveServer:
-    """Starts `perilune serve` on the built-in model and a free port; returns once it listens."""
+def start(folder: Path, *flags: str, model: Path | None = None) -> LiveServer:
+    """Starts `perilune serve` on the built-in or another model and a free port; returns once it listens.
+
+    `folder` takes its log. Later flags win over the ones given here.
+    """
     log = folder / "serve.log"
     command = [
-        *(sys.executable, "-m", "perilune", "serve", str(model_path()), "--port", "0", "--served-model-name", MODEL),
-        *("--max-context", str(CONTEXT), "--max-body-bytes", str(MAX_BODY), "--drain-seconds", "10"),
+        *(sys.executable, "-m", "perilune", "serve", str(model or model_path())),
+        *(
+            "--port",
+            "0",
+            "--served-model-name",
+            MODEL,
+            "--max-context",
+            str(CONTEXT),
+            "--max-body-bytes",
+            str(MAX_BODY),
+            "--drain-seconds",
+            "10",
+        ),
         *("--api-key", KEY, "--api-key", SECOND_KEY, *flags),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

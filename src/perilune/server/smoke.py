@@ -11,7 +11,11 @@ import httpx
 
 from perilune.errors import PeriluneError
 
-_QUESTION = [{"role": "user", "content": "Say hello."}]
+_QUESTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("chat/completions", {"messages": [{"role": "user", "content": "Say hello."}]}),
+    ("completions", {"prompt": "Hello"}),
+    ("completions", {"prompt": [1]}),
+)
 _TOKENS = 8
 
 
@@ -53,17 +57,22 @@ def smoke(target: Target) -> Iterator[Passed]:
     with client:
         model, passed = _models(client, target)
         yield passed
-        prefix = "chat/completions"
-        body: dict[str, Any] = {"messages": _QUESTION}
-        answer = _asked(client, f"/v1/{prefix}", {"model": model, "max_tokens": _TOKENS, **body}, may_lack_chat=True)
-        if answer is None:
-            prefix, body = "completions", {"prompt": "Hello"}
-            answer = _asked(client, f"/v1/{prefix}", {"model": model, "max_tokens": _TOKENS, **body})
-        assert answer is not None
-        yield Passed(prefix, _answer_detail(answer))
-        request = {"model": model, "max_tokens": _TOKENS, **body}
-        request |= {"stream": True, "stream_options": {"include_usage": True}}
-        yield Passed("streaming", _streamed(client, f"/v1/{prefix}", request))
+        path, body, answer = _first_answer(client, model)
+        yield Passed(path, _answer_detail(answer))
+        request = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        yield Passed("streaming", _streamed(client, f"/v1/{path}", request))
+
+
+def _first_answer(client: httpx.Client, model: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Endpoint, request and answer: chat, or what a model without a chat template or a tokenizer can do."""
+    for path, question in _QUESTIONS:
+        body = {"model": model, "max_tokens": _TOKENS, **question}
+        response = _sent(client, "POST", f"/v1/{path}", body, accept=(400, 404))
+        if response.status_code == 200:
+            return path, body, _json(response)
+        if "template" not in response.text and "tokenizer" not in response.text:
+            break
+    raise _refused(response, f"/v1/{path}")
 
 
 def _models(client: httpx.Client, target: Target) -> tuple[str, Passed]:
@@ -77,18 +86,6 @@ def _models(client: httpx.Client, target: Target) -> tuple[str, Passed]:
     if model not in ids:
         raise SmokeError(f"The server does not list the model {model!r}.", f"It lists {', '.join(map(str, ids))}.")
     return model, Passed("models", ", ".join(map(str, ids)))
-
-
-def _asked(
-    client: httpx.Client, path: str, body: dict[str, Any], *, may_lack_chat: bool = False
-) -> dict[str, Any] | None:
-    """The answer's JSON; None where the server says this model cannot chat and that is acceptable."""
-    response = _sent(client, "POST", path, body, accept=(400, 404) if may_lack_chat else ())
-    if response.status_code != 200:
-        if "template" in response.text or "tokenizer" in response.text:
-            return None
-        raise _refused(response, path)
-    return _json(response)
 
 
 def _answer_detail(answer: dict[str, Any]) -> str:
