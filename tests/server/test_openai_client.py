@@ -182,6 +182,13 @@ def test_vllms_constraints_are_obeyed(openai: OpenAI, extra: dict) -> None:
     assert set(answer.choices[0].text) <= {"a", "b"}
 
 
+@pytest.mark.parametrize("choice", ["a", 'say "no"', "back\\slash", "zwölf 😀", "line\nbreak", "tab\t"])
+def test_a_choice_is_one_of_the_given_texts(openai: OpenAI, choice: str) -> None:
+    for extra in ({"guided_choice": [choice]}, {"structured_outputs": {"choice": [choice]}}):
+        answer = openai.completions.create(model=MODEL, prompt="x", max_tokens=32, extra_body=extra)
+        assert answer.choices[0].text == choice
+
+
 def test_two_constraints_at_once_are_refused(openai: OpenAI) -> None:
     with pytest.raises(sdk.BadRequestError, match="More than one constraint"):
         openai.completions.create(model=MODEL, prompt="x", extra_body={"guided_regex": "a", "guided_json": {}})

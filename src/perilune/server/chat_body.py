@@ -79,7 +79,7 @@ class NamedToolChoice(LooseBody):
 class JsonSchemaFormat(LooseBody):
     name: str | None = None
     description: str | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 

@@ -113,8 +113,8 @@ class Front:
         except PeriluneError as error:
             outcome = error.code
             raise
-        except GeneratorExit:
-            outcome = "aborted"
+        except Exception:
+            outcome = PeriluneError.code
             raise
         finally:
             metrics.open.dec(sequences)

@@ -45,7 +45,7 @@ class FlatToolChoice(LooseBody):
 class TextFormat(LooseBody):
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 

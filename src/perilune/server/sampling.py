@@ -19,12 +19,16 @@ _PLAIN = (
 )  # fmt: skip
 
 
+Choices = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=1024)]
+
+
 class StructuredOutputs(StrictBody):
     """vLLM's `structured_outputs`: exactly one way to constrain the answer."""
 
-    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
     regex: str | None = None
     grammar: str | None = None
+    choice: Choices | None = None
     json_object: bool | None = None
 
 
@@ -56,6 +60,7 @@ class SamplingFields(StrictBody):
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
     guided_grammar: str | None = None
+    guided_choice: Choices | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
@@ -89,12 +94,22 @@ class SamplingFields(StrictBody):
 
     def grammars(self) -> list[Grammar]:
         """Every constraint vLLM's fields ask for, in no particular order."""
-        found = [(self.guided_json, "json_schema"), (self.guided_regex, "regex"), (self.guided_grammar, "ebnf")]
-        if self.structured_outputs:
-            extra = self.structured_outputs
-            found += [(extra.json_, "json_schema"), (extra.regex, "regex"), (extra.grammar, "ebnf")]
-            found += [("", "json_object")] if extra.json_object else []
-        return [Grammar(kind, text_of(text)) for text, kind in found if text is not None]  # type: ignore[arg-type]  # kinds are spelled above
+        extra = self.structured_outputs or StructuredOutputs()
+        schemas = [schema for schema in (self.guided_json, extra.json_) if schema is not None]
+        regexes = [regex for regex in (self.guided_regex, extra.regex) if regex is not None]
+        rules = [rule for rule in (self.guided_grammar, extra.grammar) if rule is not None]
+        rules += [_one_of(choices) for choices in (self.guided_choice, extra.choice) if choices is not None]
+        return [
+            *(Grammar("json_schema", text_of(schema)) for schema in schemas),
+            *(Grammar("regex", regex) for regex in regexes),
+            *(Grammar("ebnf", rule) for rule in rules),
+            *([Grammar("json_object")] if extra.json_object else []),
+        ]
+
+
+def _one_of(choices: list[str]) -> str:
+    """EBNF whose strings are quoted as in JSON."""
+    return "root ::= " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
 
 
 def text_of(schema: dict[str, Any] | str) -> str:
