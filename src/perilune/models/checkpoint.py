@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,8 @@ class Checkpoint:
         Raises CheckpointError for a missing or broken file, UnsupportedError for a model this build cannot compute.
         """
         folder = Path(path)
-        files = read_config(folder)
-        return Checkpoint(folder, files.spec, files.config, _read_stored(folder))
+        files, stored = read_config(folder), _read_stored(folder)
+        return Checkpoint(folder, _with_stored_head(files.spec, stored), files.config, stored)
 
     @cached_property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -94,6 +94,13 @@ class Checkpoint:
     @cached_property
     def _int4_group(self) -> int | None:
         return int4_groups(quantisation(self.config))
+
+
+def _with_stored_head(spec: ModelSpec, stored: Mapping[str, StoredTensor]) -> ModelSpec:
+    """A head that is stored is used, also where the config calls it tied: readers disagree, and it may differ."""
+    untied = replace(spec, tied_embedding=False)
+    head = next(tensor.stored for tensor in family_of(spec).tensors(untied) if tensor.name == "lm_head")
+    return untied if head in stored else spec
 
 
 def _read_stored(folder: Path) -> dict[str, StoredTensor]:

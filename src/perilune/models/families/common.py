@@ -225,7 +225,12 @@ def linear(name: str, module: str, rows: int, columns: int) -> TensorSpec:
     return TensorSpec(name, f"{module}.weight", (rows, columns), quantisable=True)
 
 
-def beyond_last_layer(stored: str, spec: ModelSpec, prefix: str) -> bool:
-    """Whether `stored` belongs to a layer after the decoder's last: multi-token prediction, which is not run."""
+def not_in_decoder(stored: str, spec: ModelSpec, prefix: str) -> bool:
+    """Whether `stored` belongs in the files of any family, but not in its decoder.
+
+    That is RoPE tables, and layers after the last (multi-token prediction, which is not run).
+    """
+    if stored.endswith(".rotary_emb.inv_freq"):
+        return True
     match = re.match(re.escape(prefix) + r"model\.layers\.(\d+)\.", stored)
     return match is not None and int(match.group(1)) >= len(spec.layers)

@@ -80,11 +80,11 @@ def decoder_tensors(spec: ModelSpec, prefix: str) -> Iterator[TensorSpec]:
 
 
 def skips(stored: str, spec: ModelSpec) -> bool:
-    """Tensors that belong in the files but not in the decoder: RoPE tables, prediction layers, vision."""
+    """Tensors that belong in the files but not in the decoder: vision, and what no family runs."""
     prefix = _prefix(spec)
     if prefix and stored.startswith(_OTHER_MODALITIES):
         return True
-    return stored.endswith(".rotary_emb.inv_freq") or common.beyond_last_layer(stored, spec, prefix)
+    return common.not_in_decoder(stored, spec, prefix)
 
 
 def _prefix(spec: ModelSpec) -> str:

@@ -29,4 +29,4 @@ def tensors(spec: ModelSpec) -> Iterator[TensorSpec]:
 
 def skips(stored: str, spec: ModelSpec) -> bool:
     """Tensors that belong in the files but not in the decoder: RoPE tables and the prediction layer."""
-    return stored.endswith(".rotary_emb.inv_freq") or common.beyond_last_layer(stored, spec, "")
+    return common.not_in_decoder(stored, spec, "")

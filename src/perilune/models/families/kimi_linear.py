@@ -111,4 +111,4 @@ def _kda_tensors(kda: KdaSpec, hidden: int, name: str, stored: str) -> Iterator[
 
 def skips(stored: str, spec: ModelSpec) -> bool:
     """Tensors that belong in the files but not in the decoder: layers after the last."""
-    return common.beyond_last_layer(stored, spec, "")
+    return common.not_in_decoder(stored, spec, "")
