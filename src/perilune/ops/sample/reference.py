@@ -43,7 +43,9 @@ def truncate(logits: Tensor, *, top_k: int, top_p: float, min_p: float) -> Tenso
 
 def uniform(seed: int, stream: int, counter: int) -> float:
     """The draw in [0, 1) of a stream at a counter: Philox (SC11), so it needs no state and no order of calls."""
-    bits = np.random.Philox(key=[seed % 2**64, stream], counter=[counter, 0, 0, 0])
+    # uint64 by name: from a list, numpy sends numbers of 2^63 and more through float64, and seeds become one
+    key = np.array([seed % 2**64, stream], dtype=np.uint64)
+    bits = np.random.Philox(key=key, counter=[counter, 0, 0, 0])
     return float(np.random.Generator(bits).random())
 
 
