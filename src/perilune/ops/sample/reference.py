@@ -33,8 +33,9 @@ def truncate(logits: Tensor, *, top_k: int, top_p: float, min_p: float) -> Tenso
     if top_p < 1.0:
         ordered, order = logits.sort(descending=True, stable=True)
         before = ordered.softmax(-1).cumsum(-1).roll(1)
-        before[0] = 0.0
-        logits = logits.index_fill(0, order[before >= top_p], float("-inf"))
+        dropped = before >= top_p
+        dropped[0] = False
+        logits = logits.index_fill(0, order[dropped], float("-inf"))
     if min_p > 0.0:
         p = logits.softmax(-1)
         logits = logits.masked_fill(p < min_p * p.max(), float("-inf"))
