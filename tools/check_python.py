@@ -2,8 +2,8 @@
 
 import sys
 
-if sys.version_info < (3, 11):
-    sys.exit("perilune needs Python 3.11 or newer; this is %d.%d. Try: make PYTHON=python3.12" % sys.version_info[:2])
+if sys.version_info < (3, 11):  # noqa: UP036 - this file runs before the right Python is there
+    sys.exit("perilune needs Python 3.11 or newer. Try: make PYTHON=python3.12")
 try:
     import ensurepip
     import venv

@@ -28,7 +28,9 @@ def parse_bytes(text: str | int) -> int:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
         unit = _BYTES.get(match.group(2).lower()) if match else None
         if match is None or unit is None:
-            raise ConfigError(f"{text!r} is not a size.", "A number with a unit is expected.", "Write 24GiB, 24GB or bytes.")
+            raise ConfigError(
+                f"{text!r} is not a size.", "A number with a unit is expected.", "Write 24GiB, 24GB or bytes."
+            )
         value = float(match.group(1)) * unit
     if value < 0:
         raise ConfigError(f"A size cannot be negative: {text!r}.")

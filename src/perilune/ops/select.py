@@ -40,7 +40,7 @@ def supports(backend: str, op: str) -> str | None:
 
 def choose(op: str) -> Choice:
     """The first backend that supports `op`."""
-    refused = []
+    refused: list[tuple[str, str]] = []
     for backend in BACKENDS:
         reason = supports(backend, op)
         if reason is None:
