@@ -43,7 +43,7 @@ class EngineConfig:
             )
         for name in ("max_context", "max_running", "cache_bytes", "prefill_chunk", "max_waiting", "threads"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}.")
         if self.prefill_chunk < PAGE_TOKENS or self.prefill_chunk % PAGE_TOKENS:
             raise ConfigError(
