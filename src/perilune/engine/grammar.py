@@ -11,6 +11,9 @@ from perilune.engine.request import Grammar
 from perilune.errors import RequestError
 from perilune.text.tokenizer import Tokenizer
 
+MAX_BLANKS = 16
+"""White space in a row between JSON tokens: enough to indent, and a weak model cannot fill its answer with it."""
+
 
 class GrammarCompiler:
     """Compiles grammars for one tokenizer; compiled ones are kept, so a repeated schema costs nothing."""
@@ -27,9 +30,11 @@ class GrammarCompiler:
         """A fresh position at the start of `grammar`. Raises RequestError if it does not compile."""
         try:
             if grammar.kind == "json_schema":
-                compiled = self._compiler.compile_json_schema(grammar.text)
+                compiled = self._compiler.compile_json_schema(grammar.text, max_whitespace_cnt=MAX_BLANKS)
             elif grammar.kind == "json_object":
-                compiled = self._compiler.compile_builtin_json_grammar()
+                compiled = self._compiler.compile_json_schema(
+                    '{"type": "object"}', strict_mode=False, max_whitespace_cnt=MAX_BLANKS
+                )
             elif grammar.kind == "regex":
                 compiled = self._compiler.compile_regex(grammar.text)
             else:

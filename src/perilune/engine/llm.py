@@ -124,9 +124,10 @@ class LLM:
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One text or one list of ids is a batch of one."""
+    """One text or one list of ids is a batch of one; numpy's and torch's arrays count as lists."""
     if isinstance(prompts, str):
         return [prompts]
+    prompts = prompts.tolist() if hasattr(prompts, "tolist") else prompts
     if len(prompts) and all(isinstance(p, Integral) for p in prompts):
         return [_ids(prompts)]
     batch: list[Prompt] = []
