@@ -33,6 +33,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PROMPT = [5, 6, 7]
 LONG = SamplingParams(max_tokens=400, temperature=0, ignore_eos=True)
+MEDIUM = SamplingParams(max_tokens=60, temperature=0, ignore_eos=True)
 SHORT = SamplingParams(max_tokens=5, temperature=0, ignore_eos=True)
 SOON = 20.0
 
@@ -122,7 +123,7 @@ async def test_what_cannot_be_is_refused_before_the_first_delta(engine: AsyncEng
 
 
 async def test_an_error_of_one_request_crosses_typed_and_hits_nobody_else(engine: AsyncEngine) -> None:
-    other = asyncio.create_task(collect(engine, LONG))
+    other = asyncio.create_task(collect(engine, MEDIUM))
     with pytest.raises(RequestError, match="does not compile") as caught:
         await collect(engine, SamplingParams(grammar=Grammar("regex", "((")))
     assert caught.value.param == "grammar"
@@ -165,7 +166,7 @@ async def test_a_name_in_use_is_refused_and_the_first_goes_on(engine: AsyncEngin
 
 
 async def test_a_full_queue_is_overloaded_until_somebody_leaves(engine: AsyncEngine) -> None:
-    open_streams = [engine.generate(PROMPT, LONG) for _ in range(6)]
+    open_streams = [engine.generate(PROMPT, MEDIUM) for _ in range(6)]
     readers = [asyncio.create_task(anext(stream)) for stream in open_streams]
     await asyncio.sleep(0)
     with pytest.raises(OverloadedError, match="--max-waiting"):
