@@ -15,7 +15,7 @@ from perilune.engine.config import EngineConfig, plan_engine
 from perilune.engine.grammars import GrammarQueue
 from perilune.engine.limits import Limits
 from perilune.engine.messages import Submit, TokenEvent, WireError
-from perilune.engine.request import FinishReason, SamplingParams, TokenLogprobs
+from perilune.engine.request import FinishReason, TokenLogprobs
 from perilune.engine.runner import Runner
 from perilune.engine.sampler import Constraint, Sampler
 from perilune.engine.scheduler import Scheduler, Sequence, Step, Work
@@ -186,7 +186,7 @@ class EngineCore:
 
     def logits(self, tokens: tuple[int, ...]) -> Tensor:
         """fp32 [T, vocab] of a whole prompt in one pass. Needs a free slot and enough pages, so an idle engine."""
-        self.limits.check(tokens, SamplingParams())
+        self.limits.check_prompt(tokens)
         name = "logits"
         if not self.cache.can_admit(len(tokens)):
             raise OverloadedError("No room for a prompt.", "Every page or slot is taken by a running request.")

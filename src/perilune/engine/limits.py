@@ -26,9 +26,19 @@ class Limits:
 
     def check(self, prompt: Sequence[int], params: SamplingParams) -> int:
         """The most new tokens this request can get. Raises RequestError or ContextLengthError."""
+        self.check_prompt(prompt, answer=1)
+        for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+            for token in ids:
+                if not 0 <= token < self.vocab:
+                    raise RequestError(f"{name} has id {token}, outside the vocabulary of {self.vocab}.", param=name)
+        room = self.context - len(prompt)
+        return room if params.max_tokens is None else min(room, params.max_tokens)
+
+    def check_prompt(self, prompt: Sequence[int], *, answer: int = 0) -> None:
+        """The prompt alone, with room for `answer` tokens after it. Raises RequestError or ContextLengthError."""
         if not prompt:
             raise RequestError("The prompt is empty.", "There is no token to continue from.", param="prompt")
-        if len(prompt) >= self.context:
+        if len(prompt) + answer > self.context:
             raise ContextLengthError(
                 f"The prompt has {len(prompt)} tokens; this server's context is {self.context}.",
                 "Prompt and answer share the context.",
@@ -39,12 +49,6 @@ class Limits:
         if low < 0 or high >= self.vocab:
             bad = low if low < 0 else high
             raise RequestError(f"Token id {bad} is outside the vocabulary of {self.vocab}.", param="prompt")
-        for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
-            for token in ids:
-                if not 0 <= token < self.vocab:
-                    raise RequestError(f"{name} has id {token}, outside the vocabulary of {self.vocab}.", param=name)
-        room = self.context - len(prompt)
-        return room if params.max_tokens is None else min(room, params.max_tokens)
 
 
 def _reach(cache: CachePlan) -> int:
