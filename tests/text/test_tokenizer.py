@@ -13,6 +13,7 @@ import xgrammar
 from hypothesis import given
 from hypothesis import strategies as st
 from text_strategies import MARKERS, texts
+from tokenizers import processors
 from vocabularies import write_glm, write_kimi
 
 from perilune.errors import CheckpointError, UnsupportedError
@@ -180,3 +181,20 @@ def test_other_kinds_of_tokenizer_json_are_refused_with_a_reason(tmp_path: Path)
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram", "vocab": []}}))
     with pytest.raises(UnsupportedError, match="byte-level BPE"):
         load_tokenizer(tmp_path)
+
+
+def test_what_the_file_puts_before_a_prompt_is_known_and_equals_the_library(tmp_path: Path) -> None:
+    folder = write_glm(tmp_path)
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    gmask, sop = (library.token_to_id(text) for text in ("[gMASK]", "<sop>"))
+    template = processors.TemplateProcessing("[gMASK] <sop> $A", special_tokens=[("[gMASK]", gmask), ("<sop>", sop)])
+    library.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
+    library.save(str(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer is not None
+    assert tokenizer.opening_ids == (gmask, sop)
+    assert [*tokenizer.opening_ids, *tokenizer.encode("hello world")] == library.encode("hello world").ids
+
+
+def test_kimi_puts_nothing_before_a_prompt(kimi: Tokenizer) -> None:
+    assert kimi.opening_ids == ()

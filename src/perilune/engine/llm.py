@@ -116,7 +116,7 @@ class LLM:
             return _ids(prompt)
         if self._core.tokenizer is None:
             raise RequestError("This checkpoint has no tokenizer files.", "Text cannot be encoded.", "Give token ids.")
-        return tuple(self._core.tokenizer.encode(prompt))
+        return (*self._core.tokenizer.opening_ids, *self._core.tokenizer.encode(prompt))
 
     def _require_open(self) -> None:
         if self._closed:

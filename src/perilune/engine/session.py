@@ -68,6 +68,6 @@ class Session:
 
     def _prompt(self, messages: list[dict[str, Any]], text: str) -> list[int]:
         if self._template is None:
-            return self._tokenizer.encode(text)
+            return [*self._tokenizer.opening_ids, *self._tokenizer.encode(text)]
         rendered: Prompt = self._template.render(messages)
         return rendered.ids

@@ -62,7 +62,8 @@ async def completions(body: CompletionBody, request: Request, front: FrontDep) -
     if constraint:
         front.tokenizer()
         await front.grammars.check(constraint)
-    jobs = [Job(ids, params) for ids in await asyncio.to_thread(_encode, front, prompts)]
+    encoded = await asyncio.to_thread(_encode, front, prompts, body.add_special_tokens is not False)
+    jobs = [Job(ids, params) for ids in encoded]
     for job in jobs:
         # Before any of them starts: one bad prompt must not waste the work on the others.
         front.engine.limits.check(job.prompt_ids, params)
@@ -88,9 +89,9 @@ def _params(body: CompletionBody, grammar: Grammar | None) -> SamplingParams:
     return body.sampling(max_tokens=limit, logprobs=body.logprobs, grammar=grammar)
 
 
-def _encode(front: Front, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+def _encode(front: Front, prompts: Sequence[str | list[int]], opening: bool) -> list[list[int]]:
     """Token ids of every prompt. Text can never become a control token."""
-    return [front.tokenizer().encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    return [front.encode_prompt(p, opening=opening) if isinstance(p, str) else p for p in prompts]
 
 
 def _echo(front: Front, prompt: str | list[int]) -> str:

@@ -26,7 +26,7 @@ class CompletionBody(SamplingFields):
     suffix: str | None = None
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
     response_format: ResponseFormat | None = None
-    add_special_tokens: bool | None = None  # accepted; the families served here add none to a text
+    add_special_tokens: bool | None = None  # what the checkpoint puts before a raw prompt; yes unless false
     return_tokens_as_token_ids: bool | None = None
 
     def prompts(self) -> list[str | list[int]]:

@@ -62,6 +62,11 @@ class Front:
             )
         return self.engine.tokenizer
 
+    def encode_prompt(self, text: str, *, opening: bool) -> list[int]:
+        """A raw prompt's ids; `opening`: after what the checkpoint puts before one. Raises UnsupportedError."""
+        tokenizer = self.tokenizer()
+        return [*(tokenizer.opening_ids if opening else ()), *tokenizer.encode(text)]
+
     def chat_template(self) -> ChatTemplate:
         """Raises UnsupportedError for a checkpoint without one."""
         self.tokenizer()

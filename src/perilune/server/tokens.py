@@ -27,7 +27,7 @@ class TokenizeBody(StrictBody):
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool | None = None
-    add_special_tokens: bool | None = None  # accepted; the families served here add none to a text
+    add_special_tokens: bool | None = None  # what the checkpoint puts before a raw prompt; yes unless false
 
 
 class Tokenized(BaseModel):
@@ -70,7 +70,7 @@ async def detokenize(body: DetokenizeBody, front: FrontDep) -> Detokenized:
 
 def _ids(front: Front, body: TokenizeBody) -> list[int]:
     if body.prompt is not None:
-        return front.tokenizer().encode(body.prompt)
+        return front.encode_prompt(body.prompt, opening=body.add_special_tokens is not False)
     prompt = front.chat_template().render(
         body.messages or [],
         body.tools,

@@ -47,7 +47,9 @@ class HuggingFaceTokenizer(ByteVocabulary):
             base = {token_id: _to_bytes(text) for text, token_id in stripped["model"]["vocab"].items()}
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{path} is broken.", f"{error}.", "Download the file again.") from error
-        return cls(encoder, base, AddedTokens.of(added.values()), config)
+        tokenizer = cls(encoder, base, AddedTokens.of(added.values()), config)
+        tokenizer.opening_ids = tuple(_opening(data.get("post_processor"), str(path)))
+        return tokenizer
 
     def _encode_ordinary(self, text: str) -> list[int]:
         return list(self._encoder.encode(text, add_special_tokens=False).ids)
@@ -56,6 +58,23 @@ class HuggingFaceTokenizer(ByteVocabulary):
 def _added_tokens(data: Mapping[str, Any], path: Path) -> Iterator[AddedToken]:
     for entry in data.get("added_tokens") or ():
         yield parse(entry.get("id") if isinstance(entry, dict) else None, entry, str(path))
+
+
+def _opening(processor: Any, path: str) -> Iterator[int]:
+    """Ids that a `TemplateProcessing` step writes before the text."""
+    if not isinstance(processor, dict):
+        return
+    for step in processor.get("processors") or ():
+        yield from _opening(step, path)
+    if processor.get("type") != "TemplateProcessing":
+        return
+    try:
+        for part in processor["single"]:
+            if "SpecialToken" not in part:
+                return
+            yield from (int(i) for i in processor["special_tokens"][part["SpecialToken"]["id"]]["ids"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is broken.", f"Its post_processor: {error!r}.", "Download it again.") from error
 
 
 def _is_byte_level(data: Mapping[str, Any]) -> bool:

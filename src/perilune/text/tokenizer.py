@@ -20,6 +20,8 @@ class Tokenizer(Protocol):
     stop_ids: frozenset[int]
     """Every id that ends a turn."""
     bos_id: int | None
+    opening_ids: tuple[int, ...]
+    """What the checkpoint puts before a raw prompt (GLM: [gMASK]<sop>). A chat template writes its own."""
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Token ids. Unless `allow_special`, the text of an added token is encoded as ordinary text."""

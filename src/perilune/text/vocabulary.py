@@ -33,6 +33,7 @@ class ByteVocabulary(ABC):
             self._bytes[token_id] = token.text.encode()
         self._special = frozenset(token.id for token in added.by_id.values() if token.special)
         self.special_ids: Mapping[str, int] = MappingProxyType(added.ids)
+        self.opening_ids: tuple[int, ...] = ()
         self.bos_id = added.ids.get(named_token(config, "bos_token") or "")
         names = {*STOP_TOKENS, named_token(config, "eos_token")}
         self.stop_ids = frozenset(token_id for text, token_id in added.ids.items() if text in names)
