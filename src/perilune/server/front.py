@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Annotated, cast
+from typing import Annotated
 
 from fastapi import Depends, Request
 
@@ -98,9 +98,7 @@ class Front:
         outcome = "aborted"
         metrics.open.inc(sequences)
         try:
-            # The protocol says AsyncIterator; what `async def` with `yield` gives can be closed too.
-            deltas = cast("AsyncGenerator[TextDelta, None]", self.engine.generate(job.prompt_ids, job.params))
-            async with aclosing(deltas):
+            async with aclosing(self.engine.generate(job.prompt_ids, job.params)) as deltas:
                 async for delta in deltas:
                     now = time.monotonic()
                     if not latest:
