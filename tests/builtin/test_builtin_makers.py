@@ -82,7 +82,7 @@ def test_names_in_retrieval_tests_are_never_trained_on(seed: int) -> None:
 def test_a_retrieval_test_is_as_long_as_it_says_and_holds_its_answer_once(times: int) -> None:
     for turn in scores.retrieval_turns(ENCODE, times, 5):
         assert abs(len(ENCODE(turn.question)) - times * TRAINED_LENGTH) <= 40
-        assert turn.question.count(turn.answer) == 1
+        assert turn.question.count(turn.answer[-5:]) == 1
 
 
 def test_only_answers_and_their_end_of_turn_count_in_the_loss() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from builtin import arithmetic, questions, retrieval
-from builtin.chat import Encode, Row, Turn, conversation
+from builtin.chat import Encode, Row, Turn, conversation, table
 from builtin.shape import SPECIALS, TRAINED_LENGTH
 
 TOKENS = 4096
@@ -17,8 +17,8 @@ TOKENS = 4096
 WARM_STEPS = 400
 """Steps with short rows and many needles only: recall has to form before it can be made long."""
 
-_LENGTHS = (128, 256, TRAINED_LENGTH, 128, 256, TRAINED_LENGTH)
-_RETRIEVAL_SHARE = {128: 0.25, 256: 0.45, 512: 0.65}
+_LENGTHS = (128, 256, TRAINED_LENGTH, 128, 256, 256)
+_RETRIEVAL_SHARE = {128: 0.1, 256: 0.2, 512: 0.45}
 _SYSTEM = ("You are a helpful assistant.", "Answer in short.", "You are perilune.")
 
 
@@ -44,11 +44,13 @@ class Batches:
         return self._fit(conversation(turns, self.encode), length)
 
     def _chat(self, rng: Random, length: int) -> Row:
+        if rng.random() < 0.2:
+            return self._fit(table(arithmetic.table(rng, length // 7), self.encode), length)
         system = rng.choice(_SYSTEM) if rng.random() < 0.1 else None
         turns: list[Turn] = []
         # Turns until the row is full; 40 tokens is less than almost every turn.
         for _ in range(length // 40 + 1):
-            turns.append(arithmetic.turn(rng) if rng.random() < 0.6 else questions.turn(rng, self.topics))
+            turns.append(arithmetic.turn(rng) if rng.random() < 0.55 else questions.turn(rng, self.topics))
         return self._fit(conversation(turns, self.encode, system), length)
 
     def _fit(self, row: Row, length: int) -> Row:

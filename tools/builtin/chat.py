@@ -45,6 +45,17 @@ def conversation(turns: list[Turn], encode: Encode, system: str | None = None) -
     return Row(ids, answers)
 
 
+def table(entries: list[tuple[str, str]], encode: Encode) -> Row:
+    """An answer of many lines `left` + `right`, of which only the right sides count."""
+    ids = prompt_ids("Calculate.", encode)
+    answers = [False] * len(ids)
+    for left, right in entries:
+        asked, answered = encode(left), encode(right + "\n")
+        ids += asked + answered
+        answers += [False] * len(asked) + [True] * len(answered)
+    return Row(ids, answers)
+
+
 def _message(role: str, name: str, text: str, encode: Encode) -> list[int]:
     return [SPECIALS[role], *encode(name), SPECIALS["<|im_middle|>"], *encode(text), SPECIALS["<|im_end|>"]]
 

@@ -7,6 +7,7 @@ when the machine is shared.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
@@ -67,6 +68,7 @@ class Helper:
 
 def _serve(pipe: Connection, owner: Connection, net: Network, batches: Batch, gradients: list[Tensor]) -> None:
     owner.close()  # else this process would hold its own line open and outlive a killed owner
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the owner says when to stop
     torch.set_num_threads(1)
     net.train()
     trained = [p for p in net.parameters() if p.requires_grad]

@@ -78,13 +78,19 @@ def sentence(needle: Needle) -> str:
     return f"The {kind} of the {where} is {digits}."
 
 
+def reply(needle: Needle) -> str:
+    """The answer to a question for it."""
+    kind, _, digits = needle
+    return f"The {kind} is {digits}."
+
+
 def turns(rng: Random, encode: Encode, room: int, density: float) -> list[Turn]:
     """A text with needles and one or more questions on it, about `room` tokens together.
 
     `density` is the share of needles among the sentences. As many questions follow as there is room for.
     """
-    queries = rng.choice((1, 2, 3, 4)) if density < 0.3 else max(1, room // 64)
-    budget = room - 36 * queries - 10
+    queries = rng.choice((1, 2, 3, 4)) if density < 0.3 else max(1, room // 60)
+    budget = room - 32 * queries - 10
     sentences: list[str] = []
     hidden: list[Needle] = []
     while budget > 0:
@@ -109,7 +115,7 @@ def _ask(rng: Random, text: str, asked: list[Needle]) -> list[Turn]:
         question = rng.choice(_ASKS if i == 0 else _ASKS_DENSE).format(kind=needle[0], place=needle[1])
         if i == 0:
             question = f"{rng.choice(_HEADS)}{text}\n\n{question}"
-        found.append(Turn(question, sentence(needle), "retrieval"))
+        found.append(Turn(question, reply(needle), "retrieval"))
     return found
 
 
@@ -124,4 +130,4 @@ def sample(rng: Random, encode: Encode, length: int, hidden: int = 4) -> Turn:
     rng.shuffle(sentences)
     needle = rng.choice(found)
     question = _ASKS[0].format(kind=needle[0], place=needle[1])
-    return Turn(f"Read this text. {' '.join(sentences)}\n\n{question}", sentence(needle), "retrieval")
+    return Turn(f"Read this text. {' '.join(sentences)}\n\n{question}", reply(needle), "retrieval")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -73,19 +74,22 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
 
     def run(self, state: Path, minutes: float) -> None:
-        """Train until the plan or the time ends; saves to `state` every few minutes and at the end."""
+        """Train until the plan, the time or a signal ends it; saves to `state` every few minutes and at the end."""
         began = saved = time.monotonic()
         before, shown = self.seconds, time.monotonic()
         losses: dict[int, list[float]] = defaultdict(list)
         torch.set_num_threads(1)
         helper = Helper(self.net, self.batches)
-        while self.step < self.plan.steps and time.monotonic() - began < 60 * minutes:
+        self.stopped = False
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        while not self.stopped and self.step < self.plan.steps and time.monotonic() - began < 60 * minutes:
             length, loss = self._one_step(helper)
             losses[length].append(loss)
             self.seconds = before + time.monotonic() - began
             if self.step % 25 == 0:
                 now = time.monotonic()
-                speed = 25 * TOKENS / (now - shown)
+                speed = sum(map(len, losses.values())) * TOKENS / (now - shown)
                 parts = " ".join(f"loss{length} {sum(v) / len(v):.3f}" for length, v in sorted(losses.items()))
                 print(f"step {self.step} rate {self.plan.rate(self.step):.2f} {parts} busiest {self.busiest:.2f} "
                       f"{speed:.0f} tok/s {self.seconds / 60:.1f} min", flush=True)  # fmt: skip
@@ -95,6 +99,9 @@ class Trainer:
                 saved = time.monotonic()
         helper.close()
         self.save(state)
+
+    def _stop(self, *_: object) -> None:
+        self.stopped = True
 
     def _one_step(self, helper: Helper) -> tuple[int, float]:
         helper.begin(self.step)
