@@ -49,7 +49,8 @@ class PageArena:
 
 
 class SlotArena:
-    """`slots` slots: one uint8 tensor [S, slot_bytes], zero to begin with, rows on 64-byte boundaries.
+    """A row per running sequence and per snapshot: one uint8 tensor [S, slot_bytes], zero to begin with, rows on
+    64-byte boundaries.
 
     `state` and `conv` are views of it, so a slot moves as one row of bytes. Raises ConfigError if the memory cannot
     be had.
@@ -58,8 +59,8 @@ class SlotArena:
     def __init__(self, geometry: CacheGeometry, plan: CachePlan, device: str | torch.device = "cpu") -> None:
         self._blocks = {block.layer: block for block in geometry.states}
         self._dtype: torch.dtype = getattr(torch, geometry.dtype)
-        buffer = _zeros(plan.slots * geometry.slot_bytes, torch.device(device), f"{plan.slots} slots")
-        self.buffer: Tensor = buffer.view(plan.slots, geometry.slot_bytes)
+        buffer = _zeros(plan.rows * geometry.slot_bytes, torch.device(device), f"{plan.rows} slots")
+        self.buffer: Tensor = buffer.view(plan.rows, geometry.slot_bytes)
 
     def state(self, layer: int) -> Tensor:
         """A view [S, H, K, V] float32 of the model's layer `layer` (0-based; AssertionError if it is not KDA)."""
@@ -74,6 +75,11 @@ class SlotArena:
     def clear(self, slot: int) -> None:
         """Zeroes one slot: the memory of a sequence that has seen nothing."""
         self.buffer[slot].zero_()
+
+    def copy(self, source: int, slot: int) -> None:
+        """Makes `slot` remember what `source` does; to itself, nothing happens."""
+        if source != slot:
+            self.buffer[slot].copy_(self.buffer[source])
 
     @property
     def allocated_bytes(self) -> int:
@@ -111,6 +117,10 @@ class CacheArenas:
     def clear(self, slot: int) -> None:
         """Zeroes one slot: what every sequence starts from."""
         self.slot_arena.clear(slot)
+
+    def copy(self, source: int, slot: int) -> None:
+        """Copies one row of the slot arena: what a sequence starts from whose beginning was computed before."""
+        self.slot_arena.copy(source, slot)
 
     @property
     def allocated_bytes(self) -> int:

@@ -14,9 +14,11 @@ from perilune.units import format_bytes
 
 @dataclass(frozen=True)
 class CachePlan:
-    """Pages and slots to allocate, their bytes, and a short reason per decision.
+    """Pages and rows to allocate, their bytes, and a short reason per decision.
 
-    `max_context` is the most tokens one sequence can reach: what was asked for, or less if the budget is tight.
+    `slots` is how many sequences can run at once, `snapshots` how many rows of the same size the slot arena has beyond
+    them, for states kept between requests. `max_context` is the most tokens one sequence can reach: what was asked
+    for, or less if the budget is tight.
     """
 
     pages: int
@@ -28,15 +30,34 @@ class CachePlan:
     total_bytes: int
     max_context: int
     because: tuple[str, ...]
+    snapshots: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of the slot arena: running sequences and snapshots."""
+        return self.slots + self.snapshots
+
+
+SNAPSHOTS_PER_SLOT = 2
+
+
+def default_snapshots(geometry: CacheGeometry, max_running: int) -> int:
+    """Snapshot rows when nobody says otherwise: a prompt's end and a place before it for every running sequence."""
+    return SNAPSHOTS_PER_SLOT * max_running if geometry.states else 0
 
 
 def plan_cache(
-    geometry: CacheGeometry, max_context: int, max_running: int, cache_bytes: int | None = None
+    geometry: CacheGeometry,
+    max_context: int,
+    max_running: int,
+    cache_bytes: int | None = None,
+    snapshots: int | None = 0,
 ) -> CachePlan:
     """Size both arenas for `max_running` sequences of `max_context` tokens, within `cache_bytes` if it is given.
 
     Without a budget every running sequence can reach `max_context`. With one, slots come first (as many as can also
-    have a page each), the rest becomes pages, and `because` names what was cut.
+    have a page each), the rest becomes pages, and `because` names what was cut. `snapshots` rows are taken off the
+    budget before all else; None asks for `default_snapshots`, or as many of them as the budget leaves over.
     Raises ConfigError if the budget holds not even one sequence of one page, or a number is not positive.
     """
     if max_context < 1 or max_running < 1:
@@ -46,8 +67,13 @@ def plan_cache(
             "Raise max_running and max_context.",
         )
     slots, pages = max_running, max_running * pages_for(max_context)
+    rows = default_snapshots(geometry, max_running) if snapshots is None else snapshots
     if cache_bytes is not None:
-        slots, pages = _within(geometry, slots, pages, cache_bytes)
+        reserved = 0 if snapshots is None else rows * geometry.slot_bytes
+        slots, pages = _within(geometry, slots, pages, cache_bytes, reserved)
+        left = cache_bytes - pages * geometry.page_bytes - slots * geometry.slot_bytes
+        if snapshots is None and geometry.slot_bytes:
+            rows = min(rows, left // geometry.slot_bytes)
     reach = min(max_context, pages * PAGE_TOKENS)
     return CachePlan(
         pages=pages,
@@ -55,16 +81,25 @@ def plan_cache(
         page_bytes=geometry.page_bytes,
         slot_bytes=geometry.slot_bytes,
         pages_bytes=pages * geometry.page_bytes,
-        slots_bytes=slots * geometry.slot_bytes,
-        total_bytes=pages * geometry.page_bytes + slots * geometry.slot_bytes,
+        slots_bytes=(slots + rows) * geometry.slot_bytes,
+        total_bytes=pages * geometry.page_bytes + (slots + rows) * geometry.slot_bytes,
         max_context=reach,
-        because=_reasons(geometry, slots, pages, max_context, max_running, cache_bytes),
+        because=_reasons(geometry, slots, pages, max_context, max_running, cache_bytes)
+        + _snapshot_reasons(geometry, rows, snapshots, max_running),
+        snapshots=rows,
     )
 
 
-def _within(geometry: CacheGeometry, slots: int, pages: int, cache_bytes: int) -> tuple[int, int]:
-    """Slots and pages that fit `cache_bytes`: every slot gets a page before any slot gets two."""
+def _within(geometry: CacheGeometry, slots: int, pages: int, cache_bytes: int, reserved: int) -> tuple[int, int]:
+    """Slots and pages that fit `cache_bytes` beside `reserved`: every slot gets a page before any slot gets two."""
     smallest = geometry.slot_bytes + geometry.page_bytes
+    if reserved and smallest + reserved > cache_bytes:
+        raise ConfigError(
+            f"A cache of {format_bytes(cache_bytes)} holds no request beside its snapshots.",
+            f"They take {format_bytes(reserved)}, one slot and one page {format_bytes(smallest)}.",
+            "Lower snapshot_slots, or raise cache_bytes.",
+        )
+    cache_bytes -= reserved
     if smallest > cache_bytes:
         raise ConfigError(
             f"A cache of {format_bytes(cache_bytes)} holds no request.",
@@ -102,3 +137,14 @@ def _reasons(
             f"one such sequence needs {format_bytes(need)}; raise cache_bytes or lower max_context"
         )
     return tuple(reasons)
+
+
+def _snapshot_reasons(geometry: CacheGeometry, rows: int, asked: int | None, max_running: int) -> tuple[str, ...]:
+    slot, wanted = format_bytes(geometry.slot_bytes), default_snapshots(geometry, max_running)
+    if not geometry.states:
+        return () if asked is not None else ("no snapshots: without KDA layers, every cached page can be reused",)
+    if asked is not None:
+        return (f"{rows} snapshots of {slot}: as set",) if asked else ()
+    if rows < wanted:
+        return (f"{rows} snapshots of {slot}, not {wanted}: what cache_bytes leaves beside pages and slots",)
+    return (f"{rows} snapshots of {slot}: {SNAPSHOTS_PER_SLOT} per running sequence",)

@@ -1,20 +1,35 @@
-"""Which request holds which pages and which slot. Pure integers; imports no torch.
+"""Which request holds which pages and which slot, and what is kept of those that are gone. Imports no torch.
 
 The scheduler asks (`can_admit`, `grow`), the manager answers; who waits and who is preempted is not decided here.
+
+Rows. The slot arena has `slots + snapshots` rows of one size. At most `slots` requests run, each in a row; snapshots
+live in all rows no request needs and make way when one does. Likewise the prefix tree keeps pages nobody asked for.
+So the cache never costs a request its admission or its next page.
+
+Exactness. Only what prefill wrote is shared: whole pages of the prompt, and states at multiples of 64 tokens. What
+decoding wrote differs in the last bit from what prefill of the same tokens gives, and never enters the tree.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from perilune.cache.budget import CachePlan
 from perilune.cache.geometry import PAGE_TOKENS, pages_for
 from perilune.cache.pool import Pool
+from perilune.cache.prefix import PrefixCounts, PrefixSettings, explain
+from perilune.cache.radix import TREE, Match, Node, RadixTree
+from perilune.cache.snapshots import Origin, branch, floor_page, positions, reusable
 
 
 @dataclass(frozen=True)
 class CacheStats:
-    """What is held right now. `tokens` is what requests asked room for, `bytes_used` whole pages and slots."""
+    """What is held right now. `used` is held by requests, `cached` by the prefix tree alone, and can be had back.
+
+    `tokens` is what requests asked room for; `bytes_used` and `bytes_cached` are whole pages and rows. `snapshots`
+    counts rows, shared or not.
+    """
 
     requests: int
     tokens: int
@@ -26,6 +41,18 @@ class CacheStats:
     slots_total: int
     bytes_used: int
     bytes_total: int
+    pages_cached: int = 0
+    snapshots: int = 0
+    bytes_cached: int = 0
+
+
+@dataclass(frozen=True)
+class _Export:
+    """A row that the step under way fills with the state after `length` tokens."""
+
+    length: int
+    row: int
+    origin: Origin
 
 
 @dataclass
@@ -33,51 +60,178 @@ class _Held:
     slot: int
     tokens: int
     pages: list[int] = field(default_factory=list)
+    prompt: tuple[int, ...] = ()
+    cached: int = 0
+    source: int | None = None
+    restoring: Node | None = None
+    branch: int = 0
+    exports: list[_Export] = field(default_factory=list)
+    intervals: list[int] = field(default_factory=list)
+    explanation: str = ""
 
 
 class CacheManager:
-    """The books over one CachePlan: a page table and a slot per admitted request.
+    """The books over one CachePlan: a page table and a slot per admitted request, and the prefix tree if there is one.
 
     An unknown or doubly admitted request id raises AssertionError: it is a bug in the caller.
     """
 
-    def __init__(self, plan: CachePlan) -> None:
-        self.plan = plan
+    def __init__(self, plan: CachePlan, prefix: PrefixSettings | None = None) -> None:
+        self.plan, self.prefix = plan, prefix
         self._pages = Pool(plan.pages)
-        self._slots = Pool(plan.slots)
+        self._rows = Pool(plan.slots + plan.snapshots)
         self._held: dict[str, _Held] = {}
+        self._tree = RadixTree(self._pages, self._rows, stateful=prefix is not None and prefix.stateful)
+        self.counts = PrefixCounts()
 
-    def can_admit(self, tokens: int) -> bool:
-        """Whether a new request with room for `tokens` tokens fits right now."""
-        return self._slots.free > 0 and self._pages.free >= pages_for(tokens)
+    def can_admit(self, tokens: int, prompt: tuple[int, ...] = ()) -> bool:
+        """Whether a new request with room for `tokens` tokens, of which `prompt` are known, fits right now."""
+        return len(self._held) < self.plan.slots and self._fits(tokens, self._match(prompt))
 
-    def admit(self, request_id: str, tokens: int) -> int:
+    def _match(self, prompt: tuple[int, ...]) -> Match:
+        return self._tree.match(prompt, reusable(len(prompt))) if self.prefix else Match()
+
+    def _fits(self, tokens: int, match: Match) -> bool:
+        if not self._rows.free and self._tree.spare_snapshot() is None:
+            return False  # every row that is not a slot is read by a request admitted a moment ago
+        need = pages_for(tokens) - len(match.reused)
+        return need <= self._pages.free or need <= self._pages.free + self._tree.spare_pages(match.reused)
+
+    def admit(self, request_id: str, tokens: int, prompt: tuple[int, ...] = ()) -> int:
         """Gives `request_id` a slot and pages for `tokens` tokens; returns the slot.
 
-        The slot still holds its former owner's state: the runner clears it. Call only after `can_admit(tokens)`.
+        The first `cached(request_id)` tokens of `prompt` are in its pages already, shared and never to be written, and
+        their state is in the row `source(request_id)`, to be copied into the slot; without a source the slot still
+        holds its former owner's state and is to be cleared. Call only after `can_admit(tokens, prompt)`.
         """
         if request_id in self._held:
             raise AssertionError(f"{request_id!r} is admitted already")
-        if not self.can_admit(tokens):
+        match = self._match(prompt)
+        if len(self._held) >= self.plan.slots or not self._fits(tokens, match):
             raise AssertionError(
                 f"{request_id!r} needs a slot and {pages_for(tokens)} pages; "
-                f"{self._slots.free} slots and {self._pages.free} pages are free"
+                f"{self.plan.slots - len(self._held)} slots and {self._pages.free} pages are free"
             )
-        slots, pages = self._slots.allocate(1, request_id), self._pages.allocate(pages_for(tokens), request_id)
-        assert slots is not None
-        assert pages is not None
-        self._held[request_id] = _Held(slots[0], tokens, pages)
-        return slots[0]
+        held = _Held(-1, tokens, [node.page for node in match.reused], prompt, cached=match.tokens)
+        self._pages.retain(held.pages, request_id)
+        self._take_slot(request_id, held, match.node if self._tree.stateful else None)
+        more = self._take_pages(pages_for(tokens) - len(held.pages), request_id)
+        assert more is not None, "can_admit said that it fits"
+        held.pages += more
+        self._held[request_id] = held
+        if self.prefix:
+            self._tree.use(match)
+            self.counts.look_up(len(prompt), match)
+            held.branch = branch(match.kv_tokens, match.tokens)
+            held.explanation = explain(len(prompt), match)
+        return held.slot
+
+    def _take_slot(self, request_id: str, held: _Held, node: Node | None) -> None:
+        """A row for the request to run in. Where the only row left is the snapshot itself, the request takes that."""
+        if node is not None:
+            node.reads += 1
+        row = self._take_row(request_id)
+        if node is None:
+            assert row is not None, "can_admit said that there is a row"
+            held.slot = row
+            return
+        assert node.snapshot is not None
+        held.source = node.snapshot
+        if row is not None:
+            held.slot, held.restoring = row, node
+            return
+        assert node.reads == 1, "can_admit said that there is a row"
+        held.slot = node.snapshot
+        node.reads = 0
+        self._rows.retain([held.slot], request_id)
+        self._tree.drop(node)
+        self.counts.snapshots_evicted += 1
+
+    def _take_row(self, owner: str) -> int | None:
+        """A free row, or that of the snapshot least worth keeping; None if requests need them all."""
+        if not self._rows.free:
+            node = self._tree.spare_snapshot()
+            if node is None:
+                return None
+            self._tree.drop(node)
+            self.counts.snapshots_evicted += 1
+        rows = self._rows.allocate(1, owner)
+        assert rows is not None
+        return rows[0]
+
+    def _take_pages(self, count: int, owner: str) -> list[int] | None:
+        """`count` pages, from the prefix tree if need be; None, and nothing changed, if requests hold too many."""
+        missing = count - self._pages.free
+        if missing > 0:
+            if self._tree.spare_pages() < missing:
+                return None
+            pages, snapshots = self._tree.evict(missing)
+            self.counts.pages_evicted += pages
+            self.counts.snapshots_evicted += snapshots
+        return self._pages.allocate(count, owner)
 
     def grow(self, request_id: str, tokens: int) -> bool:
-        """Makes the request's pages cover `tokens` tokens. False, and nothing changed, if too few pages are free."""
+        """Makes the request's pages cover `tokens` tokens. False, and nothing changed, if too few pages can be had."""
         held = self._find(request_id)
-        more = self._pages.allocate(max(0, pages_for(tokens) - len(held.pages)), request_id)
+        more = self._take_pages(max(0, pages_for(tokens) - len(held.pages)), request_id)
         if more is None:
             return False
         held.pages += more
         held.tokens = max(held.tokens, tokens)
         return True
+
+    def exports(self, request_id: str, start: int, count: int) -> tuple[tuple[int, int], ...]:
+        """Rows to write states to while prefilling [start, start + count): (tokens from start, row), ascending.
+
+        Ask last of all in a step: a snapshot takes a row only after everybody who could be admitted has been.
+        """
+        held = self._find(request_id)
+        if not self.prefix or not self._tree.stateful or not held.prompt:
+            return ()
+        for length, origin in positions(len(held.prompt), held.branch, self.prefix.interval, start, start + count):
+            node = self._tree.find(held.prompt, length)
+            if node is not None and node.snapshot is not None:
+                continue
+            row = self._take_row(request_id)
+            if row is None:
+                self.counts.snapshots_skipped += 1
+                break
+            held.exports.append(_Export(length, row, origin))
+        return tuple(sorted((export.length - start, export.row) for export in held.exports))
+
+    def commit(self, request_id: str, computed: int) -> None:
+        """The step ran: prefill of the request stands at `computed` tokens, and the rows it exports to are filled."""
+        held = self._find(request_id)
+        if not self.prefix or not held.prompt:
+            return
+        self._release_restored(held)
+        written = floor_page(min(computed, len(held.prompt)))
+        self._tree.insert(held.prompt, held.pages[: written // PAGE_TOKENS])
+        for export in held.exports:
+            if self._tree.attach(held.prompt, export.length, export.row, export.origin):
+                self.counts.snapshots[export.origin] += 1
+                if export.origin == "interval":
+                    held.intervals.append(export.length)
+            self._rows.release([export.row], request_id)
+        held.exports.clear()
+        if computed >= len(held.prompt):
+            self._drop_intervals(held)
+
+    def _release_restored(self, held: _Held) -> None:
+        if held.restoring is not None:
+            held.restoring.reads -= 1
+            held.restoring = None
+
+    def _drop_intervals(self, held: _Held) -> None:
+        """They were for a preemption before the prompt's end. Without a snapshot there they are the best there is."""
+        end = self._tree.find(held.prompt, floor_page(len(held.prompt)))
+        if end is None or end.snapshot is None:
+            return
+        for length in held.intervals:
+            node = self._tree.find(held.prompt, length)
+            if node is not None and node.snapshot is not None and node.origin == "interval" and not node.reads:
+                self._tree.drop(node)
+        held.intervals.clear()
 
     def pages(self, request_id: str) -> list[int]:
         """The page table, a copy: entry i holds tokens 64 i to 64 i + 63."""
@@ -86,54 +240,89 @@ class CacheManager:
     def slot(self, request_id: str) -> int:
         return self._find(request_id).slot
 
-    def free(self, request_id: str) -> None:
-        """Returns everything the request holds."""
+    def cached(self, request_id: str) -> int:
+        """How many of the prompt's tokens need not be computed: a multiple of 64, less than the prompt."""
+        return self._find(request_id).cached
+
+    def source(self, request_id: str) -> int | None:
+        """The row to copy into the slot before the first step; None to clear it. May be the slot itself."""
+        return self._find(request_id).source
+
+    def explanation(self, request_id: str) -> str:
+        """What was reused and why not more, in words; empty without a prefix cache."""
+        return self._find(request_id).explanation
+
+    def free(self, request_id: str, computed: int = 0) -> None:
+        """Returns everything the request holds. `computed`: how many tokens its slot has seen, 0 if that is unsure.
+
+        A state that prefill left on a 64-token boundary is not lost: the row goes to the tree instead of being copied.
+        """
         held = self._find(request_id)
+        self._release_restored(held)
+        on_boundary = 0 < computed <= len(held.prompt) and computed % PAGE_TOKENS == 0
+        if self._tree.stateful and on_boundary and self._tree.attach(held.prompt, computed, held.slot, "donated"):
+            self.counts.snapshots["donated"] += 1
         self._pages.release(held.pages, request_id)
-        self._slots.release([held.slot], request_id)
+        self._rows.release([held.slot, *(export.row for export in held.exports)], request_id)
         del self._held[request_id]
 
     def stats(self) -> CacheStats:
+        pages_used = len({page for held in self._held.values() for page in held.pages})
+        rows_used, snapshots = len(self._held), len(self._tree.snapshots)
+        pages_cached = self._pages.used - pages_used
         return CacheStats(
             requests=len(self._held),
             tokens=sum(held.tokens for held in self._held.values()),
-            pages_used=self._pages.used,
+            pages_used=pages_used,
             pages_free=self._pages.free,
             pages_total=self._pages.total,
-            slots_used=self._slots.used,
-            slots_free=self._slots.free,
-            slots_total=self._slots.total,
-            bytes_used=self._pages.used * self.plan.page_bytes + self._slots.used * self.plan.slot_bytes,
+            slots_used=rows_used,
+            slots_free=self.plan.slots - rows_used,
+            slots_total=self.plan.slots,
+            bytes_used=pages_used * self.plan.page_bytes + rows_used * self.plan.slot_bytes,
             bytes_total=self.plan.total_bytes,
+            pages_cached=pages_cached,
+            snapshots=snapshots,
+            bytes_cached=pages_cached * self.plan.page_bytes + snapshots * self.plan.slot_bytes,
         )
 
     def check(self) -> None:
         """Proves the books: raises AssertionError, naming what broke. Tests call it after every step.
 
-        In each pool free + used = total; what a table lists is what the pool says its request holds, each page in one
-        table only; every table covers its tokens; nothing is held for a request that is gone.
+        In each pool free + used = total; what tables and tree list is what the pools say, each page in one table only
+        unless the tree shares it; every table covers its tokens; nothing is held for a request that is gone.
         """
         self._pages.check("pages")
-        self._slots.check("slots")
-        seen_pages: dict[int, str] = {}
-        seen_slots: dict[int, str] = {}
+        self._rows.check("slots")
+        self._tree.check()
+        pages: dict[int, set[str]] = {}
+        rows: dict[int, set[str]] = {}
         for name, held in self._held.items():
             for page in held.pages:
-                if page in seen_pages:
-                    raise AssertionError(f"page {page} is in the tables of {seen_pages[page]!r} and {name!r}")
-                seen_pages[page] = name
-            if held.slot in seen_slots:
-                raise AssertionError(f"slot {held.slot} belongs to {seen_slots[held.slot]!r} and {name!r}")
-            seen_slots[held.slot] = name
+                sharing = pages.setdefault(page, set())
+                if sharing and page not in self._tree.pages:
+                    raise AssertionError(f"page {page} is in the tables of {min(sharing)!r} and {name!r}")
+                sharing.add(name)
+            for row in (held.slot, *(export.row for export in held.exports)):
+                if row in rows:
+                    raise AssertionError(f"slot {row} belongs to {min(rows[row])!r} and {name!r}")
+                rows[row] = {name}
             if len(held.pages) * PAGE_TOKENS < held.tokens:
                 raise AssertionError(f"{name!r} has {len(held.pages)} pages for {held.tokens} tokens")
-        self._compare("page", self._pages, seen_pages)
-        self._compare("slot", self._slots, seen_slots)
+            self._check_shared(name, held)
+        self._compare("page", self._pages, pages, self._tree.pages)
+        self._compare("slot", self._rows, rows, self._tree.snapshots)
+
+    def _check_shared(self, name: str, held: _Held) -> None:
+        """What a request found in the tree is still there, at the same place of the same tokens."""
+        path = self._tree.match(held.prompt, held.cached).nodes
+        if [node.page for node in path] != held.pages[: held.cached // PAGE_TOKENS]:
+            raise AssertionError(f"the first {held.cached} tokens of {name!r} are no longer those of the tree")
 
     @staticmethod
-    def _compare(kind: str, pool: Pool, seen: dict[int, str]) -> None:
+    def _compare(kind: str, pool: Pool, seen: dict[int, set[str]], tree: Collection[int]) -> None:
         for place in range(pool.total):
-            wanted = {seen[place]} if place in seen else set()
+            wanted = {*seen.get(place, ()), *((TREE,) if place in tree else ())}
             if pool.holders(place) != wanted:
                 raise AssertionError(f"{kind} {place} is held by {set(pool.holders(place))}, the tables say {wanted}")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from perilune.cache.budget import CachePlan, plan_cache
 from perilune.cache.geometry import PAGE_TOKENS, CacheGeometry
+from perilune.cache.prefix import PrefixSettings
 from perilune.errors import ConfigError, nearest
 from perilune.models.spec import ModelSpec
 
@@ -20,7 +21,10 @@ class EngineConfig:
     """What a user decides. `max_context=None` takes the model's own limit, capped by `DEFAULT_CONTEXT`.
 
     `dtype="auto"` is the checkpoint's dtype. `prefill_chunk` is the most prompt tokens per step, a multiple of 64.
-    `cache_bytes` caps both arenas together; `max_waiting` caps the queue; `threads=None` uses every core.
+    `cache_bytes` caps both arenas together. `prefix_cache` keeps what prompts left behind for the next one with the
+    same beginning; `snapshot_slots` is how many states beyond the running ones there is room for (None: derived),
+    `snapshot_interval` how many tokens of a long prefill lie between two of them. `max_waiting` caps the queue;
+    `threads=None` uses every core.
     Raises ConfigError for a value out of range.
     """
 
@@ -33,6 +37,9 @@ class EngineConfig:
     prefill_chunk: int = 512
     max_waiting: int = 1024
     threads: int | None = None
+    prefix_cache: bool = True
+    snapshot_slots: int | None = None
+    snapshot_interval: int = 8192
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -45,11 +52,17 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}.")
-        if self.prefill_chunk < PAGE_TOKENS or self.prefill_chunk % PAGE_TOKENS:
-            raise ConfigError(
-                f"prefill_chunk must be a multiple of {PAGE_TOKENS}, not {self.prefill_chunk}.",
-                "Prompts are cut only at chunk boundaries, so that a cut changes no bit of the result.",
-            )
+        for name in ("prefill_chunk", "snapshot_interval"):
+            value = getattr(self, name)
+            if type(value) is not int or value < PAGE_TOKENS or value % PAGE_TOKENS:
+                raise ConfigError(
+                    f"{name} must be a multiple of {PAGE_TOKENS}, not {value!r}.",
+                    "Prompts are cut only at chunk boundaries, so that a cut changes no bit of the result.",
+                )
+        if type(self.prefix_cache) is not bool:
+            raise ConfigError(f"prefix_cache must be true or false, not {self.prefix_cache!r}.")
+        if self.snapshot_slots is not None and (type(self.snapshot_slots) is not int or self.snapshot_slots < 0):
+            raise ConfigError(f"snapshot_slots must be a whole number of at least 0, not {self.snapshot_slots!r}.")
 
     @staticmethod
     def of(model: str, **settings: Any) -> EngineConfig:
@@ -71,6 +84,7 @@ class EnginePlan:
     dtype: str
     max_context: int
     cache: CachePlan
+    prefix: PrefixSettings | None
     because: tuple[str, ...]
 
 
@@ -92,6 +106,14 @@ def plan_engine(config: EngineConfig, spec: ModelSpec) -> EnginePlan:
         )
     else:
         context, why = config.max_context, "as set"
-    cache = plan_cache(CacheGeometry.of(spec, dtype), context, config.max_running, config.cache_bytes)
+    geometry = CacheGeometry.of(spec, dtype)
+    snapshots = config.snapshot_slots if config.prefix_cache and geometry.states else None
+    if not config.prefix_cache:
+        snapshots = 0
+    cache = plan_cache(geometry, context, config.max_running, config.cache_bytes, snapshots)
+    prefix = PrefixSettings(bool(geometry.states), config.snapshot_interval) if config.prefix_cache else None
     because.append(f"context {cache.max_context}: {why}")
-    return EnginePlan(dtype, cache.max_context, cache, (*because, *cache.because))
+    because.extend(cache.because)
+    if prefix is None:
+        because.append("no prefix cache: as set")
+    return EnginePlan(dtype, cache.max_context, cache, prefix, tuple(because))

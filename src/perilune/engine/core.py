@@ -53,7 +53,9 @@ class EngineCore:
         started = time.perf_counter()
         self.runner = Runner(checkpoint, self.plan.dtype, self.plan.cache)
         self.load_seconds = time.perf_counter() - started
-        self.cache = CacheManager(self.plan.cache)  # after the arenas: its lists are long if they are absurdly large
+        self.cache = CacheManager(
+            self.plan.cache, self.plan.prefix
+        )  # after the arenas: its lists are long if they are absurdly large
         self.scheduler = Scheduler(self.cache, config.prefill_chunk)
         self._active: dict[str, _Active] = {}
         self._grammars = GrammarQueue(self.tokenizer, self.spec.vocab, self.stop_ids)
@@ -113,8 +115,17 @@ class EngineCore:
         step = self.scheduler.schedule()
         self._counts["preemptions_total"] += len(step.preempted)
         for sequence in step.admitted:
-            self.runner.clear(self.cache.slot(sequence.id))
+            self._start(sequence)
         return events + self._run(step) if step.work else events
+
+    def _start(self, sequence: Sequence) -> None:
+        """What the slot remembers before the first token: nothing, or the state of a prompt with the same beginning."""
+        slot, source = self.cache.slot(sequence.id), self.cache.source(sequence.id)
+        if source is None:
+            self.runner.clear(slot)
+        else:
+            self.runner.restore(source, slot)
+        log.debug("%s: %s", sequence.id, self.cache.explanation(sequence.id))
 
     def _take_compiled(self) -> list[TokenEvent]:
         """Queue the requests whose grammar is ready; report those whose grammar is no grammar."""
@@ -139,7 +150,8 @@ class EngineCore:
         return [self._advance(sequence, row) for sequence, row in zip(sampling, logits, strict=True)]
 
     def _fail(self, sequence: Sequence, error: Exception) -> TokenEvent:
-        self.abort(sequence.id)
+        self._active.pop(sequence.id, None)
+        self.scheduler.remove(sequence, sound=False)
         return TokenEvent(sequence.id, finish_reason="error", error=WireError.of(error))
 
     def _piece(self, work: Work) -> Piece:
@@ -151,6 +163,7 @@ class EngineCore:
             self.cache.pages(sequence.id),
             work.mode,
             "last" if work.samples else "none",
+            work.exports,
         )
 
     def _advance(self, sequence: Sequence, logits: Tensor) -> TokenEvent:
@@ -167,7 +180,7 @@ class EngineCore:
         if finish is not None:
             self._active.pop(sequence.id)
             self.scheduler.remove(sequence)
-        return TokenEvent(sequence.id, token, finish, stop_reason, ends_turn)
+        return TokenEvent(sequence.id, token, finish, stop_reason, ends_turn, sequence.cached)
 
     def _ending(self, active: _Active, token: TokenLogprobs) -> tuple[FinishReason | None, int | None, bool]:
         """(finish reason, the stop token that was asked for, whether the token ends the turn and is no text)."""
@@ -210,10 +223,15 @@ class EngineCore:
             "pages_used": held.pages_used,
             "slots_total": held.slots_total,
             "slots_used": held.slots_used,
+            "pages_cached": held.pages_cached,
+            "snapshot_slots": self.plan.cache.snapshots,
+            "snapshots": held.snapshots,
+            "cache_bytes_cached": held.bytes_cached,
             "running": len(self.scheduler.running),
             "waiting": len(self.scheduler.waiting),
             "load_seconds": self.load_seconds,
             **self._counts,
+            **(self.cache.counts.named() if self.plan.prefix else {}),
         }
 
     def check(self) -> None:

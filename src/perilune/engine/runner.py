@@ -33,6 +33,10 @@ class Runner:
         """Forget what the slot's last owner left."""
         self.arenas.clear(slot)
 
+    def restore(self, source: int, slot: int) -> None:
+        """Start `slot` from the snapshot in row `source`."""
+        self.arenas.copy(source, slot)
+
     def run(self, pieces: Sequence[Piece]) -> Tensor:
         """One step; fp32 logits [n, vocab], the wanted rows of the pieces in order."""
         return self._decoder(Batch.build(pieces), self.arenas)

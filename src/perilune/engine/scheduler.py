@@ -7,6 +7,8 @@ Rules
 * When a page is missing, the youngest running request is preempted: it returns its pages and slot, keeps what it
   generated, and goes back to the head of the queue. The oldest request can always take what it needs, so the pool
   cannot deadlock; a request that could never fit alone was refused at the door.
+* What the prefix cache has of a prompt is not computed: prefill starts where reuse ends, a multiple of 64 before the
+  last token. Rows for new snapshots are taken last, from what nobody could run in.
 * A prompt is cut only at multiples of 64 tokens. A resumed request prefills its prompt with the same cuts and then
   replays its own tokens in decode mode, so it continues with the bits it would have had.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from perilune.cache.geometry import PAGE_TOKENS
@@ -26,13 +28,17 @@ REPLAY_TOKENS = 64
 
 @dataclass
 class Sequence:
-    """One sequence on its way. `computed` tokens of prompt + outputs are in the cache."""
+    """One sequence on its way. `computed` tokens of prompt + outputs are in the cache.
+
+    `cached`: how many of the prompt's were there already when it was first admitted.
+    """
 
     id: str
     prompt: tuple[int, ...]
     outputs: list[int] = field(default_factory=list)
     computed: int = 0
     preemptions: int = 0
+    cached: int = 0
 
     @property
     def known(self) -> int:
@@ -51,13 +57,17 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Work:
-    """`count` tokens of `sequence` from `start`. `samples`: its last row yields the next token."""
+    """`count` tokens of `sequence` from `start`. `samples`: its last row yields the next token.
+
+    `exports`: (tokens from `start`, row of the slot arena) for every state to be kept on the way.
+    """
 
     sequence: Sequence
     start: int
     count: int
     mode: Literal["prefill", "decode"]
     samples: bool
+    exports: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,11 +93,11 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
 
-    def remove(self, sequence: Sequence) -> None:
-        """Finish or abort at any moment: whatever it holds goes back to the pools."""
+    def remove(self, sequence: Sequence, *, sound: bool = True) -> None:
+        """Finish or abort at any moment: whatever it holds goes back. Not `sound`: a step failed half way."""
         if sequence in self.running:
             self.running.remove(sequence)
-            self.cache.free(sequence.id)
+            self.cache.free(sequence.id, sequence.computed if sound else 0)
         else:
             self.waiting.remove(sequence)
 
@@ -98,12 +108,15 @@ class Scheduler:
         prefill, budget = self._prefills(self.running, self.prefill_chunk)
         admitted = self._admit(budget, after_preemption=bool(preempted))
         prefill += self._prefills(admitted, budget)[0]
+        prefill = [replace(w, exports=self.cache.exports(w.sequence.id, w.start, w.count)) for w in prefill]
         return Step((*prefill, *decoding), tuple(admitted), tuple(preempted))
 
     def commit(self, step: Step) -> None:
         """The step ran: its tokens are in the cache."""
         for work in step.work:
             work.sequence.computed = work.start + work.count
+            if work.mode == "prefill":
+                self.cache.commit(work.sequence.id, work.sequence.computed)
 
     def _decoders(self, preempted: list[Sequence]) -> list[Work]:
         """One piece per running request past its prompt, oldest first; makes room by preempting from the young end."""
@@ -123,7 +136,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self.cache.free(sequence.id)
+        self.cache.free(sequence.id, sequence.computed)
         sequence.computed = 0
         sequence.preemptions += 1
         self.waiting.appendleft(sequence)
@@ -145,11 +158,14 @@ class Scheduler:
             # One token beyond what is known, so that a resumed request can take its next step; and a page of headroom
             # for each request already running, so that the newcomer is not preempted at once.
             head = self.waiting[0]
-            if not self.cache.can_admit(head.known + 1 + PAGE_TOKENS * len(self.running)):
+            if not self.cache.can_admit(head.known + 1 + PAGE_TOKENS * len(self.running), head.prompt):
                 break
             self.waiting.popleft()
-            self.cache.admit(head.id, head.known + 1)
+            self.cache.admit(head.id, head.known + 1, head.prompt)
+            head.computed = self.cache.cached(head.id)
+            if not head.preemptions:
+                head.cached = head.computed
             self.running.append(head)
             admitted.append(head)
-            budget -= -(-len(head.prompt) // PAGE_TOKENS) * PAGE_TOKENS
+            budget -= -(-(len(head.prompt) - head.computed) // PAGE_TOKENS) * PAGE_TOKENS
         return admitted

@@ -19,7 +19,11 @@ from perilune.cache.geometry import PAGE_TOKENS as PAGE
 
 @dataclass(frozen=True)
 class Piece:
-    """`tokens` at positions start, start + 1, ... of the sequence that owns `slot` and `pages`."""
+    """`tokens` at positions start, start + 1, ... of the sequence that owns `slot` and `pages`.
+
+    `exports` (prefill only): (tokens from the piece's start, a multiple of 64; row of the slot arena). The recurrent
+    state and the convolution windows after that many tokens are written to that row in the same pass.
+    """
 
     tokens: Sequence[int]
     start: int
@@ -27,6 +31,7 @@ class Piece:
     pages: Sequence[int]
     mode: Literal["prefill", "decode"]
     logits: Literal["none", "last", "all"] = "last"
+    exports: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class PrefillPiece:
     start: int
     slot: int
     pages: Tensor
+    exports: tuple[tuple[int, int], ...] = ()
 
     @property
     def rows(self) -> slice:
@@ -102,7 +108,8 @@ class Batch:
             table = torch.tensor(piece.pages, dtype=torch.int64, device=device)
             if piece.mode == "prefill":
                 assert piece.start % PAGE == 0, "a prefill piece starts on a chunk boundary"
-                prefill.append(PrefillPiece(offset, count, piece.start, piece.slot, table))
+                assert all(after % PAGE == 0 and 0 < after <= count for after, _ in piece.exports)
+                prefill.append(PrefillPiece(offset, count, piece.start, piece.slot, table, piece.exports))
             else:
                 for i, position in enumerate(where):
                     decode.append(DecodeRow(offset + i, position + 1, table))

@@ -44,10 +44,16 @@ def _prefill(
     state: Tensor,
     conv: Tensor,
 ) -> Tensor:
-    """One sequence's new tokens -> o [n, H, V]; leaves the state after the last of them in the slot."""
+    """One sequence's new tokens -> o [n, H, V]; leaves the state after the last of them in the slot.
+
+    Each (tokens, row) of `piece.exports` gets the state and window after that many of them.
+    """
     rows, slot = piece.rows, piece.slot
     window = conv[slot].flatten(0, 2)
     mixed = kda.short_conv(raw[rows], w.conv, window)
+    exports = dict(piece.exports)
+    for after, row in exports.items():
+        conv[row] = kda.next_window(raw[rows][:after], window).view_as(conv[row])
     conv[slot] = kda.next_window(raw[rows], window).view_as(conv[slot])
     q, k, v = mixed.unflatten(-1, (3, spec.heads, spec.head_dim)).permute(1, 2, 0, 3).unbind(0)  # each [H, n, K]
     q, k = kda.normalise_qk(q, k)
@@ -60,6 +66,8 @@ def _prefill(
         o, states = kda.chunk_kda(cq, ck, cv, cg, cbeta, current)
         current = states[-1]
         outputs.append(o)
+        if first + kda.CHUNK in exports:
+            state[exports[first + kda.CHUNK]] = current
     state[slot] = current
     return torch.cat(outputs, dim=1).transpose(0, 1)
 
