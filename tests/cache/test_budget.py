@@ -92,3 +92,30 @@ def test_a_budget_is_never_exceeded_and_never_left_unused(
         assert plan.total_bytes + geometry.page_bytes > budget
     assert plan.max_context == min(context, plan.pages * 64)
     assert (plan.max_context < context) == (plan.pages < pages_for(context))
+
+
+def test_snapshots_are_rows_beside_the_slots_two_per_running_sequence() -> None:
+    plan = plan_cache(BOTH, 130, 4, snapshots=None)
+    assert (plan.slots, plan.snapshots, plan.rows) == (4, 8, 12)
+    assert plan.slots_bytes == 12 * SLOT
+    assert plan.total_bytes == 12 * SLOT + plan.pages_bytes
+    assert any("8 snapshots" in reason for reason in plan.because)
+    assert plan_cache(PAGES_ONLY, 130, 4, snapshots=None).snapshots == 0
+
+
+def test_snapshots_nobody_asked_for_take_what_a_budget_leaves_over() -> None:
+    need = plan_cache(BOTH, 130, 4).total_bytes
+    plan = plan_cache(BOTH, 130, 4, need + 3 * SLOT + 5, snapshots=None)
+    assert (plan.slots, plan.pages, plan.snapshots) == (4, 12, 3)
+    assert any("not 8" in reason for reason in plan.because)
+    assert plan_cache(BOTH, 130, 4, need, snapshots=None).snapshots == 0
+
+
+def test_snapshots_asked_for_come_before_pages() -> None:
+    need = plan_cache(BOTH, 130, 4).total_bytes
+    plan = plan_cache(BOTH, 130, 4, need, snapshots=2)
+    assert plan.snapshots == 2
+    assert plan.total_bytes <= need
+    assert plan.pages < 12
+    with pytest.raises(ConfigError, match="snapshot_slots"):
+        plan_cache(BOTH, 130, 4, SLOT + PAGE, snapshots=1)

@@ -44,14 +44,40 @@ def test_cache_bytes_are_what_the_arenas_then_allocate(golden: Path, name: str, 
     spec = read_config(golden / name).spec
     planned = plan_model(spec, context=130, concurrency=3, weights_bytes=1, memory=GIB, dtype=dtype)
     geometry = CacheGeometry.of(spec, dtype)
-    assert CacheArenas(geometry, plan_cache(geometry, 130, 3)).allocated_bytes == planned.cache_bytes
-    assert planned.pages * planned.page_bytes + planned.slots * planned.slot_bytes == planned.cache_bytes
+    assert CacheArenas(geometry, plan_cache(geometry, 130, 3, snapshots=None)).allocated_bytes == planned.cache_bytes
+    rows = planned.slots + planned.snapshot_slots
+    assert planned.pages * planned.page_bytes + rows * planned.slot_bytes == planned.cache_bytes
 
 
 def test_the_total_is_the_sum_of_its_parts() -> None:
     planned = plan()
     assert planned.total_bytes == planned.weights_bytes + planned.cache_bytes + planned.workspace_bytes
-    assert planned.cache_bytes == 4 * (128 * 516_096 + 43_417_600)
+    assert planned.cache_bytes == 4 * (128 * 516_096 + 3 * 43_417_600)
+
+
+def test_without_a_prefix_cache_only_running_sequences_take_memory() -> None:
+    kept, bare = plan(), plan_model(KIMI_LINEAR, context=8192, concurrency=4, weights_bytes=30 * GIB, memory=64 * GIB,
+                                    prefix_cache=False)  # fmt: skip
+    assert bare.cache_bytes == 4 * (128 * 516_096 + 43_417_600)
+    assert bare.snapshot_slots == 0
+    assert kept.total_bytes - bare.total_bytes == kept.snapshot_slots * kept.slot_bytes
+    assert plan(GLM).cache_bytes == 4 * 128 * 64 * 54_144  # no KDA layer, no snapshot
+
+
+def test_snapshots_are_priced() -> None:
+    planned = plan_model(KIMI_LINEAR, context=8192, concurrency=4, weights_bytes=30 * GIB, memory=64 * GIB,
+                         bandwidth=80e9, compute=1e12)  # fmt: skip
+    assert planned.snapshot_break_even_tokens == -(-43_417_600 // 8_064)
+    more = planned.max_snapshots - planned.snapshot_slots
+    assert planned.total_bytes + more * planned.slot_bytes <= planned.memory_bytes
+    assert planned.total_bytes + (more + 1) * planned.slot_bytes > planned.memory_bytes
+    seconds, rate = 2 * 43_417_600 / 80e9, planned.roofline.prefill_tokens_per_second
+    assert rate is not None
+    assert planned.snapshot_copy_tokens == -int(-seconds * rate // 1)
+    assert plan().snapshot_copy_tokens is None
+    assert plan(GLM).snapshot_break_even_tokens is None
+    assert plan(KDA_ONLY).snapshot_break_even_tokens is None
+    assert plan(memory=GIB).max_snapshots == 0
 
 
 def test_memory_of_exactly_the_total_fits_and_one_byte_less_does_not() -> None:

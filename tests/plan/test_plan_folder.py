@@ -30,6 +30,7 @@ def test_the_plan_is_what_the_engine_derives(golden: Path, name: str, dtype: str
         EngineConfig(str(name), dtype=dtype, max_context=300, max_running=3), read_config(golden / name).spec
     )
     assert plan.cache_bytes == engine.cache.total_bytes
+    assert plan.snapshot_slots == engine.cache.snapshots
     assert (plan.pages, plan.slots, plan.dtype) == (engine.cache.pages, engine.cache.slots, engine.dtype)
 
 

@@ -69,7 +69,7 @@ def test_the_command_prints_json_without_importing_torch(configs: Path) -> None:
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     data = json.loads(result.stdout)
-    assert data["cache_bytes"] == 2 * (16 * 516_096 + 43_417_600)
+    assert data["cache_bytes"] == 2 * (16 * 516_096 + 3 * 43_417_600)
     assert (data["memory_bytes"], data["fits"]) == (64 * GIB, False)
 
 

@@ -15,6 +15,14 @@ def plan(
     memory: Annotated[str | None, typer.Option(help="Memory to plan for, like 64GiB; else what is available.")] = None,
     bandwidth: Annotated[str | None, typer.Option(help="Memory bandwidth per second, like 80GB: adds rates.")] = None,
     compute: Annotated[float | None, typer.Option(min=1, help="FLOP per second, like 2e12: adds rates.")] = None,
+    prefix_cache: Annotated[
+        bool,
+        typer.Option(
+            "--prefix-cache/--no-prefix-cache",
+            "--enable-prefix-caching/--no-enable-prefix-caching",
+            help="Room for states of earlier prompts.",
+        ),
+    ] = True,
     json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Print what a model needs in memory at a context and concurrency, what would fit, and why."""
@@ -36,6 +44,7 @@ def plan(
         memory_source=source,
         bandwidth=None if bandwidth is None else parse_bytes(bandwidth),
         compute=compute,
+        prefix_cache=prefix_cache,
     )
     console = Console(highlight=False)
     if json:

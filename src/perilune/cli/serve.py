@@ -23,6 +23,17 @@ def serve(
     max_waiting: Annotated[int, typer.Option(help="Sequences queued before requests are turned away.")] = 1024,
     cache_bytes: Annotated[str | None, typer.Option(help="Most memory for the cache, like 4GiB.")] = None,
     prefill_chunk: Annotated[int, typer.Option(help="Most prompt tokens per step; a multiple of 64.")] = 512,
+    prefix_cache: Annotated[
+        bool,
+        typer.Option(
+            "--prefix-cache/--no-prefix-cache",
+            "--enable-prefix-caching/--no-enable-prefix-caching",
+            help="Compute no prompt's beginning twice.",
+        ),
+    ] = True,
+    snapshot_slots: Annotated[
+        int | None, typer.Option(min=0, help="States kept beyond the running ones; `perilune plan` prices them.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Compute threads; every core unless given.")] = None,
     tool_call_parser: Annotated[str | None, typer.Option(help="kimi_k2, glm47, none; by default the model's.")] = None,
     reasoning_parser: Annotated[str | None, typer.Option(help="kimi_k2, glm45, none; by default the model's.")] = None,
@@ -45,6 +56,8 @@ def serve(
         cache_bytes=None if cache_bytes is None else parse_bytes(cache_bytes),
         prefill_chunk=prefill_chunk,
         threads=threads,
+        prefix_cache=prefix_cache,
+        snapshot_slots=snapshot_slots,
     )
     server = ServerConfig(
         host=host,

@@ -26,6 +26,7 @@ def plan_folder(
     dtype: str = "auto",
     bandwidth: float | None = None,
     compute: float | None = None,
+    prefix_cache: bool = True,
 ) -> Plan:
     """Plan the model at `path`, a folder or a config.json.
 
@@ -47,6 +48,7 @@ def plan_folder(
         dtype=kept,
         bandwidth=bandwidth,
         compute=compute,
+        prefix_cache=prefix_cache,
     )
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from perilune.cache.budget import plan_cache
+from perilune.cache.budget import default_snapshots, plan_cache
 from perilune.cache.geometry import PAGE_TOKENS, CacheGeometry
 from perilune.errors import ConfigError
 from perilune.models.spec import ModelSpec
 from perilune.plan.parameters import count_parameters
 from perilune.plan.reasons import cache_reasons, sequences, why_context, why_fits
 from perilune.plan.roofline import Roofline, roofline
+from perilune.plan.snapshots import break_even_tokens, copy_tokens, snapshot_reasons
 from perilune.plan.workspace import PROCESS_BYTES, STEP_TOKENS, Workspace, workspace
 from perilune.units import format_bytes
 
@@ -23,7 +24,11 @@ class Plan:
     """One model at one context and concurrency in one memory. Bytes unless named otherwise.
 
     `max_context` is the largest context for `concurrency` sequences, `max_concurrency` the most sequences of
-    `context` tokens; 0 where nothing fits. `because` holds one short reason per number, by field name.
+    `context` tokens; 0 where nothing fits. The prefix cache has `snapshot_slots` rows of `slot_bytes` beside the
+    running ones, counted in `cache_bytes`; `max_snapshots` is how many would fit in all. `snapshot_break_even_tokens`
+    is the prompt whose latents take as many bytes as one snapshot, `snapshot_copy_tokens` the prompt that is
+    computed while one snapshot is copied (None without rates): reuse pays from there. `because` holds one short reason
+    per number, by field name.
     """
 
     architecture: str
@@ -42,6 +47,10 @@ class Plan:
     page_bytes: int
     slots: int
     slot_bytes: int
+    snapshot_slots: int
+    max_snapshots: int
+    snapshot_break_even_tokens: int | None
+    snapshot_copy_tokens: int | None
     cache_bytes: int
     workspace_bytes: int
     total_bytes: int
@@ -66,6 +75,7 @@ def plan_model(
     step_tokens: int = STEP_TOKENS,
     bandwidth: float | None = None,
     compute: float | None = None,
+    prefix_cache: bool = True,
 ) -> Plan:
     """Plan `concurrency` sequences of `context` tokens in `memory` bytes; `dtype=None` is the checkpoint's own.
 
@@ -79,22 +89,25 @@ def plan_model(
             f"Ask for {spec.max_context} or less.",
         )
     geometry = CacheGeometry.of(spec, dtype or spec.dtype)
-    cache = plan_cache(geometry, context, concurrency)
+    cache = plan_cache(geometry, context, concurrency, snapshots=None if prefix_cache else 0)
     work, parameters = workspace(spec, step_tokens), count_parameters(spec)
     need = weights_bytes + cache.total_bytes + work.total(concurrency)
-    room = _Room(spec, geometry, work, memory - weights_bytes)
+    rows_each = 1 + (default_snapshots(geometry, 1) if prefix_cache else 0)
+    room = _Room(spec, geometry, work, memory - weights_bytes, rows_each)
     reach, crowd = room.max_context(concurrency), room.max_concurrency(context)
     fits = need <= memory
     speed = roofline(
         spec, geometry, weights_bytes,
         depth=context, concurrency=concurrency, bandwidth=bandwidth, compute=compute,
     )  # fmt: skip
+    spare = max(0, memory - need) // cache.slot_bytes if cache.slot_bytes else 0
     because = {
         "parameters_total": "counted from the config's shapes",
         "parameters_active": "what one token reads: all but the input embedding and the experts it is not sent to",
         "dtype": "the checkpoint's own" if dtype in (None, spec.dtype) else f"as set; the checkpoint is {spec.dtype}",
         "weights_bytes": weights_source,
         **cache_reasons(geometry, cache, concurrency, context),
+        **snapshot_reasons(geometry, cache, speed),
         "workspace_bytes": f"an estimate: {format_bytes(PROCESS_BYTES)} of libraries, {step_tokens} prompt tokens per "
         f"step through the widest layer in fp32, logits of {sequences(concurrency)}",
         "total_bytes": "weights + cache + workspace",
@@ -120,6 +133,10 @@ def plan_model(
         page_bytes=cache.page_bytes,
         slots=cache.slots,
         slot_bytes=cache.slot_bytes,
+        snapshot_slots=cache.snapshots,
+        max_snapshots=cache.snapshots + spare if fits else 0,
+        snapshot_break_even_tokens=break_even_tokens(geometry),
+        snapshot_copy_tokens=copy_tokens(geometry, speed, bandwidth),
         cache_bytes=cache.total_bytes,
         workspace_bytes=work.total(concurrency),
         total_bytes=need,
@@ -140,10 +157,11 @@ class _Room:
     geometry: CacheGeometry
     work: Workspace
     left: int
+    rows_each: int
 
     def max_context(self, concurrency: int) -> int:
         """The largest context for `concurrency` sequences, whole pages or the model's limit; 0 if none."""
-        free = self.left - self.work.total(concurrency) - concurrency * self.geometry.slot_bytes
+        free = self.left - self.work.total(concurrency) - concurrency * self.rows_each * self.geometry.slot_bytes
         if free < concurrency * self.geometry.page_bytes:
             return 0
         if not self.geometry.page_bytes:
@@ -153,5 +171,6 @@ class _Room:
 
     def max_concurrency(self, context: int) -> int:
         """The most sequences of `context` tokens; 0 if not even one."""
-        each = self.geometry.sequence_bytes(context) + self.work.sequence_bytes
+        kept = (self.rows_each - 1) * self.geometry.slot_bytes
+        each = self.geometry.sequence_bytes(context) + kept + self.work.sequence_bytes
         return max(0, (self.left - self.work.step_bytes) // each)

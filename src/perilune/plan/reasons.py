@@ -22,7 +22,7 @@ def cache_reasons(geometry: CacheGeometry, cache: CachePlan, concurrency: int, c
         "state_bytes_per_sequence": _why_state(geometry),
         "pages": f"{tables}, {page} each" if geometry.latents else f"{tables}; no MLA layer, so they hold nothing",
         "slots": f"one of {slot} per running sequence" if geometry.states else "no KDA layer, so they hold nothing",
-        "cache_bytes": "all pages and slots; the engine allocates exactly this",
+        "cache_bytes": "all pages, slots and snapshots; the engine allocates exactly this",
     }
 
 

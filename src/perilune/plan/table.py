@@ -45,8 +45,11 @@ def _memory(plan: Plan) -> Table:
         ("weights", plan.weights_bytes, "weights_bytes"),
         (f"{plan.pages} pages", plan.pages * plan.page_bytes, "pages"),
         (f"{plan.slots} slots", plan.slots * plan.slot_bytes, "slots"),
+        (f"{plan.snapshot_slots} snapshots", plan.snapshot_slots * plan.slot_bytes, "snapshot_slots"),
         ("workspace", plan.workspace_bytes, "workspace_bytes"),
     ]
+    if not plan.snapshot_slots:
+        parts = [part for part in parts if part[2] != "snapshot_slots"]
     table = _table()
     for name, size, key in sorted(parts, key=lambda part: -part[1]):
         table.add_row(name, format_bytes(size), plan.because[key])
@@ -67,6 +70,14 @@ def _facts(plan: Plan) -> Table:
         ("most sequences", f"{plan.max_concurrency}", plan.because["max_concurrency"]),
         ("read per token", format_bytes(speed.read_bytes_per_token), _traffic(plan)),
     ]
+    if plan.kda_layers:
+        rows.append(("snapshots that fit", f"{plan.max_snapshots}", plan.because["max_snapshots"]))
+    for name, tokens, key in (
+        ("snapshot, in latents", plan.snapshot_break_even_tokens, "snapshot_break_even_tokens"),
+        ("snapshot, in prefill", plan.snapshot_copy_tokens, "snapshot_copy_tokens"),
+    ):
+        if tokens is not None:
+            rows.append((name, f"{tokens} tokens" if tokens > 1 else "1 token", plan.because[key]))
     for name, rate, key in (
         ("decode at most", speed.decode_tokens_per_second, "decode_tokens_per_second"),
         ("prefill at most", speed.prefill_tokens_per_second, "prefill_tokens_per_second"),
