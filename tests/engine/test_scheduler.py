@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from perilune.cache.budget import CachePlan
 from perilune.cache.geometry import pages_for
 from perilune.cache.manager import CacheManager
+from perilune.cache.prefix import PrefixSettings
 from perilune.engine.scheduler import REPLAY_TOKENS, Scheduler, Sequence, Step, Work
 
 
@@ -22,10 +23,13 @@ class Order:
     prompt: int
     answer: int
     abort: int | None = None
+    shared: int = 0
 
 
-def books(pages: int, slots: int) -> CacheManager:
-    return CacheManager(CachePlan(pages, slots, 64, 64, pages * 64, slots * 64, (pages + slots) * 64, pages * 64, ()))
+def books(pages: int, slots: int, prefix: PrefixSettings | None = None, snapshots: int = 0) -> CacheManager:
+    rows = slots + snapshots
+    plan = CachePlan(pages, slots, 64, 64, pages * 64, rows * 64, (pages + rows) * 64, pages * 64, (), snapshots)
+    return CacheManager(plan, prefix)
 
 
 @dataclass
@@ -35,6 +39,8 @@ class Simulation:
     pages: int
     slots: int
     chunk: int
+    prefix: PrefixSettings | None = None
+    snapshots: int = 0
     scheduler: Scheduler = field(init=False)
     numbers: dict[str, int] = field(default_factory=dict)
     answers: dict[str, int] = field(default_factory=dict)
@@ -45,12 +51,13 @@ class Simulation:
     next_token: int = 10**6
 
     def __post_init__(self) -> None:
-        self.cache = books(self.pages, self.slots)
+        self.cache = books(self.pages, self.slots, self.prefix, self.snapshots)
         self.scheduler = Scheduler(self.cache, self.chunk)
 
-    def add(self, prompt: int, answer: int) -> Sequence:
+    def add(self, prompt: int, answer: int, shared: int = 0) -> Sequence:
+        """The first `shared` tokens are those of every other prompt."""
         number = len(self.numbers)
-        sequence = Sequence(f"r{number}", tuple(range(1000 * number, 1000 * number + prompt)))
+        sequence = Sequence(f"r{number}", (*range(shared), *range(1000 * number + 1000, 1000 * number + 1000 + prompt)))
         self.numbers[sequence.id], self.answers[sequence.id] = number, answer
         self.computed[sequence.id] = self.admissions[sequence.id] = 0
         self.scheduler.add(sequence)
@@ -86,10 +93,20 @@ class Simulation:
         for sequence in step.admitted:
             self.admissions[sequence.id] += 1
             assert self.admissions[sequence.id] == sequence.preemptions + 1
+            self._check_start(sequence)
         slots = [self.cache.slot(work.sequence.id) for work in step.work]
         assert len(set(slots)) == len(slots), "two pieces of one step share a slot"
         assert sum(work.count for work in step.work if work.mode == "prefill") <= self.chunk
         assert {s.id for s in step.admitted} <= {work.sequence.id for work in step.work}
+
+    def _check_start(self, sequence: Sequence) -> None:
+        """What is not computed: whole pages of the prompt, shared, with at least one token left."""
+        start, source = self.cache.cached(sequence.id), self.cache.source(sequence.id)
+        assert start % 64 == 0
+        assert start < len(sequence.prompt)
+        assert self.prefix or not start
+        assert (source is not None) == (start > 0 and self.prefix is not None and self.prefix.stateful)
+        self.computed[sequence.id] = start
 
     def _check_work(self, work: Work) -> None:
         sequence, end = work.sequence, work.start + work.count
@@ -102,9 +119,22 @@ class Simulation:
         if work.mode == "prefill":
             assert work.start % 64 == 0
             assert end == split or (end < split and end % 64 == 0)
+            self._check_exports(work)
         else:
             assert work.start >= split
+            assert work.exports == ()
             assert work.count == 1 or (sequence.preemptions > 0 and work.count <= REPLAY_TOKENS)
+
+    def _check_exports(self, work: Work) -> None:
+        """Nobody else holds a page or a row that is written."""
+        name = work.sequence.id
+        written = self.cache.pages(name)[work.start // 64 : pages_for(work.start + work.count)]
+        assert all(self.cache._pages.holders(page) == {name} for page in written)
+        for after, row in work.exports:
+            assert after % 64 == 0
+            assert 0 < after <= work.count
+            assert self.cache._rows.holders(row) == {name}
+            assert row != self.cache.slot(name)
 
     def _check_order(self) -> None:
         """Nobody is overtaken: whoever waits came after everybody who runs."""
@@ -142,14 +172,50 @@ def test_everybody_is_served_in_order_whatever_the_pool(
     orders: list[Order], spare: int, slots: int, chunk: int
 ) -> None:
     """Pools from exactly the largest request's pages up."""
-    pages = max(pages_for(order.prompt + order.answer) for order in orders) + spare
-    simulation = Simulation(pages, slots, chunk)
+    play(orders, spare, slots, chunk)
+
+
+SHARED = st.lists(
+    st.builds(
+        Order,
+        st.integers(0, 60),
+        LENGTHS,
+        st.integers(1, 80),
+        st.none() | st.integers(0, 80),
+        st.sampled_from([0, 64, 100, 192, 320]),
+    ),
+    min_size=2,
+    max_size=14,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    orders=SHARED,
+    spare=st.integers(0, 6),
+    slots=st.integers(1, 4),
+    chunk=st.sampled_from([64, 128, 512]),
+    prefix=st.builds(PrefixSettings, st.booleans(), st.sampled_from([64, 128])),
+    snapshots=st.integers(0, 5),
+)
+def test_a_prefix_cache_costs_nobody_a_turn(
+    orders: list[Order], spare: int, slots: int, chunk: int, prefix: PrefixSettings, snapshots: int
+) -> None:
+    """Prompts with a common beginning, in pools as tight: the same promises, and no shared page is ever written."""
+    play(orders, spare, slots, chunk, prefix, snapshots)
+
+
+def play(
+    orders: list[Order], spare: int, slots: int, chunk: int, prefix: PrefixSettings | None = None, snapshots: int = 0
+) -> None:
+    pages = max(pages_for(order.shared + order.prompt + order.answer) for order in orders) + spare
+    simulation = Simulation(pages, slots, chunk, prefix, snapshots)
     arrivals = sorted(orders, key=lambda order: order.arrival)
     aborts: list[tuple[int, Sequence]] = []
     for now in range(150):
         while arrivals and arrivals[0].arrival <= now:
             order = arrivals.pop(0)
-            sequence = simulation.add(order.prompt, order.answer)
+            sequence = simulation.add(order.prompt, order.answer, order.shared)
             if order.abort is not None:
                 aborts.append((now + order.abort, sequence))
         for when, sequence in aborts:
