@@ -86,7 +86,9 @@ class Answers:
         choice.calls |= any(isinstance(event, ToolCallStart) for event in events)
         choice.completion = delta.completion_tokens
         choice.reasoning += len(delta.token_ids) * any(isinstance(event, ReasoningDelta) for event in events)
-        self._prompts[prompt] = (delta.prompt_tokens, delta.cached_tokens)
+        # the first of several choices may have computed what the others then found
+        cached = min(delta.cached_tokens, self._prompts.get(prompt, (0, delta.cached_tokens))[1])
+        self._prompts[prompt] = (delta.prompt_tokens, cached)
         first, choice.started = not choice.started, True
         finish: Finish | None = None
         if delta.finish_reason:
