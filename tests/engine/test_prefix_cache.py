@@ -215,8 +215,7 @@ def test_an_abort_during_prefill_loses_nothing_and_keeps_no_rubbish(hybrid: Lab,
 
 
 def test_a_step_that_fails_half_way_leaves_nothing_behind(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    core, tokens = lab.engine(prefill_chunk=64), text(300, seed=4)
-    lab.run(core, tokens[:100])
+    core, tokens = lab.engine(prefill_chunk=64, snapshot_interval=1024), text(300, seed=4)
     core.add(Submit("doomed", tokens, PARAMS, seed=7))
     lab.step(core)
     run = core.runner.run
