@@ -19,7 +19,7 @@ from perilune.units import format_bytes, format_seconds
 CONTEXT, RUNNING = 4096, 8
 QUESTIONS = {
     "a question": "What is perilune?",
-    "its subject": "What does KDA stand for?",
+    "its subject": "What is KDA?",
     "arithmetic": "Anna has 14 apples and finds 9 more. How many apples does Anna have now?",
 }
 NEEDLE = "The code of the blue harbour is 4821."
@@ -52,7 +52,7 @@ async def _tour(console: Console) -> None:
 
 async def _show(console: Console, client: httpx.AsyncClient, question: str) -> Exchange:
     """Stream one answer to the terminal."""
-    short = question if len(question) < 200 else f"{question[:60]} […] {question[-45:].lstrip()}"
+    short = question if len(question) < 200 else f"{question[:60]} […] {question.splitlines()[-1]}"
     console.print("> ", style="bold", end="")
     console.print(short, style="bold", markup=False)
     shown, exchange = 0, Exchange(question)
