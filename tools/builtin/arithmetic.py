@@ -83,9 +83,18 @@ def _chain(*signs: str) -> Callable[[Numbers], list[str]]:
     return solve
 
 
+def _div_add(rng: Random) -> Numbers:
+    return rng.randint(2, 10), rng.randint(2, 10), rng.randint(1, 40)
+
+
 def _share(numbers: Numbers) -> list[str]:
     a, b = numbers
     return [f"{a * b}/{a}={b}"]
+
+
+def _share_add(numbers: Numbers) -> list[str]:
+    a, b, c = numbers
+    return [f"{a * b}/{a}={b}", f"{b}+{c}={b + c}"]
 
 
 FAMILIES = (
@@ -145,6 +154,14 @@ FAMILIES = (
         "{product} {t} are split into {0} equal parts. How many {t} is one part?",
         "{0} people split {product} {t} equally. How many {t} does each person get?",
         "{n} splits {product} {t} equally between {0} people. How many {t} does each get?",
+    )),
+    Family("div_add", _div_add, _share_add, (
+        "{0} children share {product} {t}. {n} is one of them and finds {2} more. How many {t} does {n} have?",
+        "{n} shares {product} {t} equally among {0} friends. {m} is one of them and had {2}. How many {t} has {m} now?",
+        "{product} {t} are put into {0} {h} equally. {n} adds {2} {t} to one of them. How many {t} are in it?",
+        "{n} divides {product} {t} into {0} equal parts, takes one and finds {2} more. How many {t} does {n} have?",
+        "{product} {t} are shared by {0} friends. {n} gets one part and {2} more. How many {t} does {n} have now?",
+        "{n} splits {product} {t} into {0} equal parts. {m} takes one part and {2} more. How many {t} does {m} take?",
     )),
     Family("add_sub", _add_sub, _chain("+", "-"), (
         "{n} has {0} {t}. {n} finds {1} more and gives {2} to {m}. How many {t} does {n} have now?",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -17,7 +17,6 @@ from builtin.chat import Encode, Turn, prompt_ids
 from builtin.network import Network
 from builtin.shape import SPECIALS, TRAINED_LENGTH
 
-Decode = Callable[[list[int]], str]
 SEED = 4242
 _STOP = SPECIALS["<|im_end|>"]
 
@@ -37,7 +36,7 @@ def greedy(net: Network, prompts: list[list[int]], limit: int) -> list[list[int]
     net.eval()
     rows = [list(p) for p in prompts]
     open_rows = list(range(len(rows)))
-    for _ in range(limit):
+    for _ in range(limit if rows else 0):
         longest = max(len(rows[i]) for i in open_rows)
         ids = torch.tensor([rows[i] + [_STOP] * (longest - len(rows[i])) for i in open_rows])
         last = torch.tensor([len(rows[i]) - 1 for i in open_rows])
@@ -52,29 +51,34 @@ def greedy(net: Network, prompts: list[list[int]], limit: int) -> list[list[int]
 
 
 @torch.no_grad()
-def recited(net: Network, prompt: list[int], answer: list[int]) -> bool:
-    """Whether greedy decoding would say exactly `answer` and stop: one pass, for prompts too long to repeat."""
+def recited(net: Network, prompts: list[list[int]], answers: list[list[int]]) -> list[bool]:
+    """For each prompt, whether greedy decoding would say exactly that answer and stop. One pass, no decoding."""
     net.eval()
-    wanted = [*answer, _STOP]
-    hidden = net(torch.tensor([prompt + wanted[:-1]]))[0, len(prompt) - 1 :]
-    return bool((net.logits(hidden).argmax(-1) == torch.tensor(wanted)).all())
-
-
-def question_turns() -> Iterator[Turn]:
-    """Every held-out phrasing once. Only the very answer of its topic counts."""
-    for topic in questions.topics():
-        for text in topic.held_out:
-            yield Turn(text, topic.answer, topic.name)
-
-
-def check_questions(net: Network, encode: Encode, decode: Decode, batch: int = 32) -> list[Checked]:
+    rows = [p + a + [_STOP] for p, a in zip(prompts, answers, strict=True)]
+    longest = max(map(len, rows))
+    hidden = net(torch.tensor([row + [_STOP] * (longest - len(row)) for row in rows]))
     found = []
-    for chunk in _chunks(list(question_turns()), batch):
-        said = greedy(net, [prompt_ids(turn.question, encode) for turn in chunk], 80)
-        for turn, ids in zip(chunk, said, strict=True):
-            text = decode(ids)
-            found.append(Checked(turn, text, text == turn.answer))
+    for row, p, h in zip(rows, prompts, hidden, strict=True):
+        said = net.logits(h[len(p) - 1 : len(row) - 1]).argmax(-1)
+        found.append(said.tolist() == row[len(p) :])
     return found
+
+
+def answer_all(net: Network, encoding: Encoding, turns: list[Turn], limit: int, batch: int = 32) -> list[str]:
+    """What greedy decoding says to each question. Only where it is not the expected answer does it have to decode."""
+    said: list[str] = []
+    encode = encoding.encode_ordinary
+    for chunk in _chunks(turns, batch):
+        prompts = [prompt_ids(turn.question, encode) for turn in chunk]
+        right = recited(net, prompts, [encode(turn.answer) for turn in chunk])
+        other = iter(greedy(net, [p for p, ok in zip(prompts, right, strict=True) if not ok], limit))
+        said += [turn.answer if ok else encoding.decode(next(other)) for turn, ok in zip(chunk, right, strict=True)]
+    return said
+
+
+def question_turns() -> list[Turn]:
+    """Every held-out phrasing once."""
+    return [Turn(text, topic.answer, topic.name) for topic in questions.topics() for text in topic.held_out]
 
 
 def arithmetic_turns(count: int, *, new_wording: bool) -> list[Turn]:
@@ -86,39 +90,36 @@ def arithmetic_turns(count: int, *, new_wording: bool) -> list[Turn]:
     return list(found.values())
 
 
-def check_arithmetic(net: Network, encode: Encode, decode: Decode, turns: list[Turn], batch: int = 32) -> list[Checked]:
-    found = []
-    for chunk in _chunks(turns, batch):
-        said = greedy(net, [prompt_ids(turn.question, encode) for turn in chunk], 40)
-        for turn, ids in zip(chunk, said, strict=True):
-            text = decode(ids)
-            found.append(Checked(turn, text, arithmetic.result(text) == arithmetic.result(turn.answer)))
-    return found
-
-
 def retrieval_turns(encode: Encode, times: int, count: int) -> list[Turn]:
     """Held-out names in prose of `times` the longest training row."""
     rng = Random(f"{SEED} retrieval {times}")
     return [retrieval.sample(rng, encode, times * TRAINED_LENGTH) for _ in range(count)]
 
 
-def check_retrieval(net: Network, encode: Encode, turns: Iterable[Turn]) -> list[Checked]:
-    return [Checked(turn, "", recited(net, prompt_ids(turn.question, encode), encode(turn.answer))) for turn in turns]
+def check_whole(net: Network, encoding: Encoding, turns: list[Turn], limit: int, batch: int = 32) -> list[Checked]:
+    """Right is the expected answer and nothing else."""
+    said = answer_all(net, encoding, turns, limit, batch)
+    return [Checked(turn, text, text == turn.answer) for turn, text in zip(turns, said, strict=True)]
+
+
+def check_result(net: Network, encoding: Encoding, turns: list[Turn]) -> list[Checked]:
+    """Right is the number after `####`."""
+    said = answer_all(net, encoding, turns, 40)
+    result = arithmetic.result
+    return [Checked(turn, text, result(text) == result(turn.answer)) for turn, text in zip(turns, said, strict=True)]
 
 
 def skills(net: Network, encoding: Encoding, count: int) -> dict[str, Callable[[], list[Checked]]]:
     """Every score by name, to be called one by one: `count` problems of each kind and half as many long texts."""
-    encode, decode = encoding.encode_ordinary, encoding.decode
+    known, new = (arithmetic_turns(count, new_wording=flag) for flag in (False, True))
     found: dict[str, Callable[[], list[Checked]]] = {
-        "arithmetic": lambda: check_arithmetic(net, encode, decode, arithmetic_turns(count, new_wording=False)),
-        "arithmetic, new wording": lambda: check_arithmetic(
-            net, encode, decode, arithmetic_turns(count, new_wording=True)
-        ),
-        "questions": lambda: check_questions(net, encode, decode),
+        "arithmetic": partial(check_result, net, encoding, known),
+        "arithmetic, new wording": partial(check_result, net, encoding, new),
+        "questions": partial(check_whole, net, encoding, question_turns(), 80),
     }
     for times in (1, 2, 4):
-        turns = retrieval_turns(encode, times, -(-count // 2))
-        found[f"retrieval at {times}x"] = partial(check_retrieval, net, encode, turns)
+        turns = retrieval_turns(encoding.encode_ordinary, times, -(-count // 2))
+        found[f"retrieval at {times}x"] = partial(check_whole, net, encoding, turns, 12, 4)
     return found
 
 
