@@ -25,9 +25,10 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     max_context: Annotated[int | None, typer.Option(help="Tokens of prompt and answer together.")] = None,
+    kernels: Annotated[str, typer.Option(help="auto, or reference for plain torch.")] = "auto",
 ) -> None:
     """Print one answer, and on stderr how fast it came."""
-    config = EngineConfig(model, dtype=dtype, max_context=max_context, max_running=1)
+    config = EngineConfig(model, dtype=dtype, max_context=max_context, max_running=1, kernels=kernels)
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     asyncio.run(_answer(config, params, sys.stdin.read() if prompt == "-" else prompt, chat))
 

@@ -9,13 +9,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from perilune.ops.select import table
+from perilune.ops.select import Needs, choose
 
 
 def ops(json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False) -> None:
-    """Print the kernels this host runs on."""
+    """Print the kernels this host runs bfloat16 models on; float32 stays on the reference, which is exact."""
     console = Console(highlight=False)
-    choices = table()
+    choices = choose(Needs()).choices
     if json:
         console.print_json(data=[asdict(choice) for choice in choices])
         return

@@ -35,6 +35,7 @@ def serve(
         int | None, typer.Option(min=0, help="States kept beyond the running ones; `perilune plan` prices them.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Compute threads; every core unless given.")] = None,
+    kernels: Annotated[str, typer.Option(help="auto, or reference for plain torch.")] = "auto",
     tool_call_parser: Annotated[str | None, typer.Option(help="kimi_k2, glm47, none; by default the model's.")] = None,
     reasoning_parser: Annotated[str | None, typer.Option(help="kimi_k2, glm45, none; by default the model's.")] = None,
     enable_auto_tool_choice: Annotated[bool, typer.Option(hidden=True)] = True,
@@ -58,6 +59,7 @@ def serve(
         threads=threads,
         prefix_cache=prefix_cache,
         snapshot_slots=snapshot_slots,
+        kernels=kernels,
     )
     server = ServerConfig(
         host=host,

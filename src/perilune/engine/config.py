@@ -14,6 +14,7 @@ from perilune.models.spec import ModelSpec
 
 DTYPES = ("auto", "float32", "bfloat16")
 DEVICES = ("cpu",)
+KERNELS = ("auto", "reference")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class EngineConfig:
     same beginning; `snapshot_slots` is how many states beyond the running ones there is room for (None: derived),
     `snapshot_interval` how many tokens of a long prefill lie between two of them. `max_waiting` caps the queue;
     `threads=None` uses every core.
+    `kernels` is "auto", the fastest there is for each op, or "reference", plain torch for all.
     Raises ConfigError for a value out of range.
     """
 
@@ -40,10 +42,13 @@ class EngineConfig:
     prefix_cache: bool = True
     snapshot_slots: int | None = None
     snapshot_interval: int = 8192
+    kernels: str = "auto"
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is not known.", nearest(self.dtype, DTYPES))
+        if self.kernels not in KERNELS:
+            raise ConfigError(f"kernels {self.kernels!r} is not known.", nearest(self.kernels, KERNELS))
         if self.device not in DEVICES:
             raise ConfigError(
                 f"device {self.device!r} is not available.", "This build computes on the CPU.", 'Use device="cpu".'

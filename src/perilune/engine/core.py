@@ -51,7 +51,8 @@ class EngineCore:
         self.tokenizer = load_tokenizer(path)
         self.stop_ids = frozenset(self.spec.stop_ids) | (self.tokenizer.stop_ids if self.tokenizer else frozenset())
         started = time.perf_counter()
-        self.runner = Runner(checkpoint, self.plan.dtype, self.plan.cache)
+        self.runner = Runner(checkpoint, self.plan.dtype, self.plan.cache, config.kernels)
+        self.because = (*self.plan.because, self.runner.selection.because)
         self.load_seconds = time.perf_counter() - started
         self.cache = CacheManager(
             self.plan.cache, self.plan.prefix

@@ -12,18 +12,22 @@ from perilune.cache.budget import CachePlan
 from perilune.cache.geometry import CacheGeometry
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.loader import load_weights
+from perilune.models.spec import KdaSpec, ModelSpec
 from perilune.nn.batch import Batch, Piece
 from perilune.nn.decoder import Decoder
 from perilune.nn.weights import ModelWeights
+from perilune.ops.select import Needs, choose
 
 
 class Runner:
     """Owns every tensor of the engine. The arenas come first: a cache that does not fit fails before a long load."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: str, plan: CachePlan) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: str, plan: CachePlan, kernels: str = "auto") -> None:
         self.arenas = CacheArenas(CacheGeometry.of(checkpoint.spec, dtype), plan)
         loaded = load_weights(checkpoint, getattr(torch, dtype))
-        self._decoder = Decoder(checkpoint.spec, ModelWeights.assemble(checkpoint.spec, loaded))
+        weights = ModelWeights.assemble(checkpoint.spec, loaded)
+        self.selection = choose(_needs(checkpoint.spec, weights, dtype), kernels)
+        self._decoder = Decoder(checkpoint.spec, weights, self.selection.ops)
 
     @property
     def allocated_bytes(self) -> int:
@@ -40,3 +44,9 @@ class Runner:
     def run(self, pieces: Sequence[Piece]) -> Tensor:
         """One step; fp32 logits [n, vocab], the wanted rows of the pieces in order."""
         return self._decoder(Batch.build(pieces), self.arenas)
+
+
+def _needs(spec: ModelSpec, weights: ModelWeights, dtype: str) -> Needs:
+    """What the kernels have to serve."""
+    dims = [layer.mixer.head_dim for layer in spec.layers if isinstance(layer.mixer, KdaSpec)]
+    return Needs(getattr(torch, dtype), tuple(weights.matrices()), max(dims) if dims else None)

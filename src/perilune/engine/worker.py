@@ -53,7 +53,7 @@ class EngineProcess:
 
     def run(self) -> None:
         """Until Shutdown, or until the parent is gone: an engine without a server serves nobody."""
-        self._send(Ready(self._core.plan.because))
+        self._send(Ready(self._core.because))
         while self._receive(0 if self._core.busy else IDLE_POLL_MS) and os.getppid() == self._parent:
             events = self._core.step()
             if events:

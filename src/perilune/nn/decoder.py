@@ -14,9 +14,7 @@ from perilune.nn.kda import kda_layer
 from perilune.nn.mla import Rotation, mla_layer
 from perilune.nn.rope import inverse_frequencies, rotation
 from perilune.nn.weights import KdaWeights, MlaWeights, ModelWeights, MoeWeights, SwigluWeights
-from perilune.ops.linear.reference import linear
-from perilune.ops.moe import reference as moe
-from perilune.ops.norm.reference import rms_norm
+from perilune.ops.table import REFERENCE, Ops
 
 
 class CacheViews(Protocol):
@@ -34,28 +32,30 @@ class CacheViews(Protocol):
 
 @dataclass(frozen=True)
 class Decoder:
-    """A model ready to run. Stateless: everything a sequence leaves behind is in the cache views."""
+    """A model ready to run on `ops`. Stateless: everything a sequence leaves behind is in the cache views."""
 
     spec: ModelSpec
     weights: ModelWeights
+    ops: Ops = REFERENCE
 
     @torch.inference_mode()
     def __call__(self, batch: Batch, cache: CacheViews) -> Tensor:
         """Run one step; returns fp32 logits [n, vocab] of `batch.logit_rows`."""
         h = self.weights.embed[batch.tokens]
         rotations = self._rotations(batch)
+        ops, rms_norm = self.ops, self.ops.rms_norm
         for index, (layer, w) in enumerate(zip(self.spec.layers, self.weights.layers, strict=True)):
             x = rms_norm(h, w.mixer_norm, self.spec.norm_eps)
             if isinstance(layer.mixer, KdaSpec):
                 assert isinstance(w.mixer, KdaWeights)
-                h = h + kda_layer(x, w.mixer, layer.mixer, batch, cache.state(index), cache.conv(index))
+                h = h + kda_layer(x, w.mixer, layer.mixer, batch, cache.state(index), cache.conv(index), ops)
             else:
                 assert isinstance(w.mixer, MlaWeights)
                 turn = rotations[layer.mixer.rope] if layer.mixer.rope else None
-                h = h + mla_layer(x, w.mixer, layer.mixer, batch, cache.pages(index), turn)
-            h = h + _ffn(rms_norm(h, w.ffn_norm, self.spec.norm_eps), w.ffn, layer.ffn)
+                h = h + mla_layer(x, w.mixer, layer.mixer, batch, cache.pages(index), turn, ops)
+            h = h + _ffn(rms_norm(h, w.ffn_norm, self.spec.norm_eps), w.ffn, layer.ffn, ops)
         h = rms_norm(h[batch.logit_rows], self.weights.norm, self.spec.norm_eps)
-        return linear(h, self.weights.lm_head).float()
+        return ops.linear(h, self.weights.lm_head).float()
 
     def _rotations(self, batch: Batch) -> dict[RopeSpec, Rotation]:
         """cos and sin per distinct RoPE, computed once a step."""
@@ -64,12 +64,12 @@ class Decoder:
         return {rope: rotation(rope, inverse_frequencies(rope), batch.positions) for rope in ropes}
 
 
-def _ffn(x: Tensor, w: SwigluWeights | MoeWeights, spec: DenseSpec | MoeSpec) -> Tensor:
+def _ffn(x: Tensor, w: SwigluWeights | MoeWeights, spec: DenseSpec | MoeSpec, ops: Ops) -> Tensor:
     """x [T, D] -> [T, D]; expert outputs are summed in fp32 before the shared expert joins."""
     if isinstance(w, SwigluWeights):
-        return moe.swiglu(x, w.gate, w.up, w.down)
+        return ops.swiglu(x, w.gate, w.up, w.down)
     assert isinstance(spec, MoeSpec)
-    ids, weights = moe.route(
+    ids, weights = ops.route(
         x,
         w.router,
         w.bias,
@@ -79,7 +79,7 @@ def _ffn(x: Tensor, w: SwigluWeights | MoeWeights, spec: DenseSpec | MoeSpec) ->
         renormalise=spec.renormalise,
         scaling=spec.scaling,
     )
-    out = moe.experts(x, ids, weights, w.experts.gate, w.experts.up, w.experts.down)
+    out = ops.experts(x, ids, weights, w.experts.gate, w.experts.up, w.experts.down)
     if w.shared is not None:
-        out = out + moe.swiglu(x, w.shared.gate, w.shared.up, w.shared.down).float()
+        out = out + ops.swiglu(x, w.shared.gate, w.shared.up, w.shared.down).float()
     return out.to(x.dtype)

@@ -9,61 +9,41 @@ from perilune.models.spec import MlaSpec
 from perilune.nn.batch import Batch
 from perilune.nn.rope import rotate
 from perilune.nn.weights import MlaWeights
-from perilune.ops.linear.reference import linear
-from perilune.ops.mla import reference as mla
-from perilune.ops.norm.reference import rms_norm
+from perilune.ops.mla.reference import Shape, write_latents
+from perilune.ops.table import Ops
 
 Rotation = tuple[Tensor, Tensor]
 
 
 def mla_layer(
-    x: Tensor, w: MlaWeights, spec: MlaSpec, batch: Batch, pages: Tensor, rotation: Rotation | None
+    x: Tensor, w: MlaWeights, spec: MlaSpec, batch: Batch, pages: Tensor, rotation: Rotation | None, ops: Ops
 ) -> Tensor:
     """x [T, D] -> [T, D]. Writes the new latents into this layer's pages [P, 64, R + rope], then attends.
 
     `rotation` is cos and sin of the batch's positions, or None where keys are not rotated.
     """
-    q = _query(x, w, spec).unflatten(-1, (spec.heads, spec.qk_dim))
-    latent, k_pe = linear(x, w.kv_a).split([spec.latent_rank, spec.rope_dim], dim=-1)
-    latent = rms_norm(latent, w.kv_norm, spec.latent_norm_eps)
+    q = _query(x, w, spec, ops).unflatten(-1, (spec.heads, spec.qk_dim))
+    latent, k_pe = ops.linear(x, w.kv_a).split([spec.latent_rank, spec.rope_dim], dim=-1)
+    latent = ops.rms_norm(latent, w.kv_norm, spec.latent_norm_eps)
     if rotation is not None:
         q = torch.cat([q[..., : spec.nope_dim], rotate(q[..., spec.nope_dim :], *rotation)], dim=-1)
         k_pe = rotate(k_pe, *rotation)
-    mla.write_latents(pages, batch.page_ids, batch.offsets, torch.cat([latent, k_pe], dim=-1))
+    write_latents(pages, batch.page_ids, batch.offsets, torch.cat([latent, k_pe], dim=-1))
 
+    shape: Shape = {"nope": spec.nope_dim, "v_dim": spec.v_dim, "rank": spec.latent_rank, "scale": spec.softmax_scale}
     o = torch.empty(x.shape[0], spec.heads, spec.v_dim, dtype=torch.float32, device=x.device)
     for piece in batch.prefill:
-        o[piece.rows] = mla.prefill(
-            q[piece.rows],
-            pages,
-            piece.pages,
-            piece.start,
-            w.kv_b,
-            nope=spec.nope_dim,
-            v_dim=spec.v_dim,
-            rank=spec.latent_rank,
-            scale=spec.softmax_scale,
-        )
+        o[piece.rows] = ops.mla_prefill(q[piece.rows], pages, piece.pages, piece.start, w.kv_b, **shape)
     if batch.decode:
-        o[batch.decode_start :] = _decode(q[batch.decode_start :], w, spec, batch, pages)
-    return linear(o.to(x.dtype).flatten(1), w.o)
+        tables, lengths = [row.pages for row in batch.decode], [row.length for row in batch.decode]
+        o[batch.decode_start :] = ops.mla_decode(q[batch.decode_start :], pages, tables, lengths, w.kv_b, **shape)
+    return ops.linear(o.to(x.dtype).flatten(1), w.o)
 
 
-def _query(x: Tensor, w: MlaWeights, spec: MlaSpec) -> Tensor:
+def _query(x: Tensor, w: MlaWeights, spec: MlaSpec, ops: Ops) -> Tensor:
     if w.q is not None:
-        return linear(x, w.q)
+        return ops.linear(x, w.q)
     assert w.q_a is not None
     assert w.q_b is not None
     assert w.q_norm is not None
-    return linear(rms_norm(linear(x, w.q_a), w.q_norm, spec.latent_norm_eps), w.q_b)
-
-
-def _decode(q: Tensor, w: MlaWeights, spec: MlaSpec, batch: Batch, pages: Tensor) -> Tensor:
-    """q [n, H, nope + rope] of the decode rows -> [n, H, v]."""
-    absorbed = mla.absorb_query(q[..., : spec.nope_dim], w.kv_b, spec.v_dim)
-    queries = torch.cat([absorbed, q[..., spec.nope_dim :].float()], dim=-1)
-    sums = [
-        mla.decode(query, pages, row.pages, row.length, rank=spec.latent_rank, scale=spec.softmax_scale)
-        for query, row in zip(queries, batch.decode, strict=True)
-    ]
-    return mla.expand_value(torch.stack(sums), w.kv_b, spec.v_dim)
+    return ops.linear(ops.rms_norm(ops.linear(x, w.q_a), w.q_norm, spec.latent_norm_eps), w.q_b)

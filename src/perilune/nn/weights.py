@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,6 +81,12 @@ class ModelWeights:
     norm: Tensor
     lm_head: Weight
 
+    def matrices(self) -> Iterator[Weight]:
+        """Every weight that a matrix product reads, stacks of experts included."""
+        yield self.lm_head
+        for layer in self.layers:
+            yield from _matrices(layer)
+
     @staticmethod
     def assemble(spec: ModelSpec, loaded: Loaded) -> ModelWeights:
         """Group what `models.loader.load_weights` returned."""
@@ -87,6 +95,16 @@ class ModelWeights:
         embed = reader.tensor("embed")
         head = DenseWeight(embed) if spec.tied_embedding else reader.weight("lm_head")
         return ModelWeights(embed, layers, reader.tensor("norm"), head)
+
+
+def _matrices(group: Any) -> Iterator[Weight]:
+    """Weights in the fields of a dataclass of this file, and of those it holds."""
+    for field in dataclasses.fields(group):
+        value = getattr(group, field.name)
+        if isinstance(value, Weight):
+            yield value
+        elif dataclasses.is_dataclass(value):
+            yield from _matrices(value)
 
 
 class _Reader:

@@ -1,22 +1,61 @@
 """Which backend serves which op, decided once at start-up, with the reason why others were refused.
 
-A backend says `supports(op) -> None | reason`. The reference is always there and always last.
+The reference is always there and always last. It also keeps everything in float32: its results are exact in the
+sense of `ops/rows.py`, bit for bit the same however requests are batched, and that is what float32 is asked for.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from perilune.ops.kda import cpu as kda
+from perilune.ops.linear import cpu as linear
+from perilune.ops.linear.formats import Weight
+from perilune.ops.mla import cpu as mla
+from perilune.ops.moe import cpu as moe
+from perilune.ops.native import BF16, Native, refuses_weight
+from perilune.ops.norm import cpu as norm
+from perilune.ops.table import REFERENCE, Ops
+
+log = logging.getLogger(__name__)
 
 OPS = {
-    "kda": "Kimi Delta Attention: chunked prefill, recurrent decode",
-    "mla": "multi-head latent attention over pages",
-    "moe": "router and experts",
     "linear": "dense, int4, MXFP4 and FP8-block matrix products",
-    "norm": "RMSNorm",
-    "sample": "penalties, truncation, draw",
+    "rms_norm": "RMSNorm",
+    "swiglu": "dense feed-forward and shared experts",
+    "route": "router: scores, groups, top-k",
+    "experts": "routed experts",
+    "kda_prefill": "Kimi Delta Attention, chunked",
+    "kda_decode": "Kimi Delta Attention, one token per sequence",
+    "mla_prefill": "multi-head latent attention, expanded",
+    "mla_decode": "multi-head latent attention, absorbed, over pages",
 }
-BACKENDS = ("triton", "cpu", "reference")  # fastest first
+CPU: dict[str, Callable[..., Any]] = {
+    "linear": linear.linear,
+    "rms_norm": norm.rms_norm,
+    "swiglu": moe.swiglu,
+    "experts": moe.experts,
+    "kda_prefill": kda.prefill,
+    "kda_decode": kda.decode,
+    "mla_prefill": mla.prefill,
+    "mla_decode": mla.decode_rows,
+}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a model asks of its kernels. `weights`: its matrices; `kda_dim`: K of its KDA heads, if it has any."""
+
+    dtype: torch.dtype = BF16
+    weights: Sequence[Weight] = ()
+    kda_dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -29,26 +68,53 @@ class Choice:
     refused: tuple[tuple[str, str], ...]
 
 
-def supports(backend: str, op: str) -> str | None:
-    """None if `backend` can serve `op` here, else the reason."""
-    if backend == "reference":
-        return None
-    if importlib.util.find_spec(f"perilune.ops.{op}.{backend}") is None:
-        return "no Triton kernels in this build" if backend == "triton" else "no C++ kernels in this build"
+@dataclass(frozen=True)
+class Selection:
+    """The table of functions, and how each came to be in it."""
+
+    ops: Ops
+    choices: tuple[Choice, ...]
+
+    @property
+    def because(self) -> str:
+        """One line for the list printed at start-up."""
+        reasons = dict.fromkeys(reason for c in self.choices for backend, reason in c.refused if backend == "cpu")
+        served = [c.op for c in self.choices if c.backend != "reference"]
+        if not served:
+            return f"kernels reference: {'; '.join(reasons)}"
+        backend = next(c.backend for c in self.choices if c.op == served[0])
+        rest = [c.op for c in self.choices if c.backend == "reference"]
+        return f"kernels {backend} for {', '.join(served)}" + (f"; reference for {', '.join(rest)}" if rest else "")
+
+
+def choose(needs: Needs, kernels: str = "auto") -> Selection:
+    """Pick a backend for every op: `kernels` is "auto", or "reference" to use no other."""
+    native: Native | str = "kernels=reference was asked for" if kernels == "reference" else Native.load()
+    if isinstance(native, str) and kernels != "reference":
+        log.warning("Every op runs on its slow reference: %s.", native)
+    choices, chosen = [], {}
+    for op, what in OPS.items():
+        reason = _supports(op, needs, native)
+        refused = [("triton", "no Triton kernels in this build")]
+        if reason is None and isinstance(native, Native):
+            chosen[op] = partial(CPU[op], native)
+            choices.append(Choice(op, what, f"cpu ({native.name})", tuple(refused)))
+        else:
+            refused.append(("cpu", str(reason)))
+            choices.append(Choice(op, what, "reference", tuple(refused)))
+    return Selection(dataclasses.replace(REFERENCE, **chosen), tuple(choices))
+
+
+def _supports(op: str, needs: Needs, native: Native | str) -> str | None:
+    """None if the C++ kernels can serve `op` of such a model here, else the reason."""
+    if isinstance(native, str):
+        return native
+    if op not in CPU:
+        return "no kernel yet"
+    if needs.dtype != BF16:
+        return f"{str(needs.dtype).removeprefix('torch.')} stays on the reference, which is exact"
+    if op in ("kda_prefill", "kda_decode") and needs.kda_dim is not None:
+        return kda.refuses_dim(needs.kda_dim)
+    if op in ("linear", "swiglu", "experts", "mla_prefill", "mla_decode"):
+        return next((reason for w in needs.weights if (reason := refuses_weight(w))), None)
     return None
-
-
-def choose(op: str) -> Choice:
-    """The first backend that supports `op`."""
-    refused: list[tuple[str, str]] = []
-    for backend in BACKENDS:
-        reason = supports(backend, op)
-        if reason is None:
-            return Choice(op, OPS[op], backend, tuple(refused))
-        refused.append((backend, reason))
-    raise AssertionError("the reference serves everything")
-
-
-def table() -> list[Choice]:
-    """One choice per op, in a fixed order."""
-    return [choose(op) for op in OPS]

@@ -8,10 +8,14 @@ The layer, per head (facts: arXiv 2510.26692 and the hub's modeling code):
     S  <- S + k_t u^T
     o_t = S^T q_t                                        read after write
 
-`recurrent_kda` is that loop. `chunk_kda` is its exact rearrangement over chunks of 64 tokens.
+`recurrent_kda` is that loop. `chunk_kda` is its exact rearrangement over chunks of 64 tokens. `prefill` and `decode`
+are the whole layer between its projections, over slots: what a kernel replaces.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +24,30 @@ from torch import Tensor
 from perilune.ops.rows import pointwise
 
 CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Projections:
+    """What the layer projects from T tokens.
+
+    raw [T, 3 H K]: q, k and v before the convolution; f [T, H, K]; b [T, H]; out_gate [T, H, V].
+    """
+
+    raw: Tensor
+    f: Tensor
+    b: Tensor
+    out_gate: Tensor
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """conv [3 H K, taps] with q, k and v rows in that order; a_log [H], dt_bias [H, K] fp32; norm [V]."""
+
+    conv: Tensor
+    a_log: Tensor
+    dt_bias: Tensor
+    norm: Tensor
+    eps: float
 
 
 def gate(f: Tensor, a_log: Tensor, dt_bias: Tensor) -> Tensor:
@@ -155,3 +183,61 @@ def gated_norm(o: Tensor, gate_logits: Tensor, weight: Tensor, eps: float) -> Te
     o = o.float()
     normed = o * torch.rsqrt((o * o).mean(-1, keepdim=True) + eps) * weight.float()
     return normed * pointwise(torch.sigmoid, gate_logits.float())
+
+
+def prefill(
+    x: Projections,
+    rows: slice,
+    slot: int,
+    w: Parameters,
+    state: Tensor,
+    conv: Tensor,
+    exports: Sequence[tuple[int, int]] = (),
+) -> Tensor:
+    """One sequence's new tokens, `rows` of the batch -> gated and normed [n, H, V] in raw's dtype.
+
+    Reads and writes slot `slot` of state [S, H, K, V] fp32 and conv [S, 3, H, K, taps-1] in place; afterwards they
+    are those after the last token. Each (tokens, row) of `exports`, tokens a multiple of 64, gets the state and
+    window after that many of them, in the same pass.
+    """
+    heads, dim = x.f.shape[-2:]
+    window = conv[slot].flatten(0, 2)
+    mixed = short_conv(x.raw[rows], w.conv, window)
+    wanted = dict(exports)
+    for after, row in wanted.items():
+        conv[row] = next_window(x.raw[rows][:after], window).view_as(conv[row])
+    conv[slot] = next_window(x.raw[rows], window).view_as(conv[slot])
+    q, k, v = mixed.unflatten(-1, (3, heads, dim)).permute(1, 2, 0, 3).unbind(0)  # each [H, n, K]
+    q, k = normalise_qk(q, k)
+    g, beta = gate(x.f[rows], w.a_log, w.dt_bias), pointwise(torch.sigmoid, x.b[rows].float())
+    inputs = (q, k, v.float(), g.transpose(0, 1), beta.transpose(0, 1))
+    current, outputs = state[slot].clone(), []
+    for first in range(0, q.shape[1], CHUNK):
+        # One chunk a call: BLAS may round a small product differently by how many it is given at once, and the
+        # same chunk must give the same bits however the prompt was cut.
+        cq, ck, cv, cg, cbeta = (part[:, first : first + CHUNK].contiguous() for part in inputs)
+        o, states = chunk_kda(cq, ck, cv, cg, cbeta, current)
+        current = states[-1]
+        outputs.append(o)
+        if first + CHUNK in wanted:
+            state[wanted[first + CHUNK]] = current
+    state[slot] = current
+    o = torch.cat(outputs, dim=1).transpose(0, 1).contiguous()
+    return gated_norm(o.to(x.raw.dtype), x.out_gate[rows], w.norm, w.eps).to(x.raw.dtype)
+
+
+def decode(x: Projections, rows: Tensor, slots: Tensor, w: Parameters, state: Tensor, conv: Tensor) -> Tensor:
+    """One token of each of n sequences: rows and slots [n] int64 -> gated and normed [n, H, V]. Else as `prefill`."""
+    heads, dim = x.f.shape[-2:]
+    new = x.raw[rows][:, None]  # [n, 1, 3 H K]
+    windows = conv[slots].flatten(1, 3)
+    mixed = short_conv(new, w.conv, windows)
+    conv[slots] = next_window(new, windows).view(-1, *conv.shape[1:])
+    q, k, v = mixed.unflatten(-1, (3, heads, dim)).permute(2, 0, 3, 1, 4).unbind(0)  # [n, H, 1, K]
+    q, k = normalise_qk(q, k)
+    # contiguous: torch walks a dim of size one in an order of its own, and would sum differently for one sequence
+    q, k, v = q.contiguous(), k.contiguous(), v.float().contiguous()
+    g, beta = gate(x.f[rows], w.a_log, w.dt_bias), pointwise(torch.sigmoid, x.b[rows].float())
+    o, after = recurrent_kda(q, k, v, g[:, :, None], beta[..., None], state[slots])
+    state[slots] = after
+    return gated_norm(o.squeeze(-2).to(x.raw.dtype), x.out_gate[rows], w.norm, w.eps).to(x.raw.dtype)

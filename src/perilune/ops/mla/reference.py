@@ -8,6 +8,9 @@ do not depend on how the prompt was cut: blocks start at absolute positions and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypedDict
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +22,15 @@ from perilune.ops.rows import pad_rows
 PAGE = 64
 PREFILL_BLOCK = 4 * PAGE
 DECODE_BLOCK = 64 * PAGE
+
+
+class Shape(TypedDict):
+    """Sizes of a head, the latent rank, and the softmax scale."""
+
+    nope: int
+    v_dim: int
+    rank: int
+    scale: float
 
 
 def read_latents(pages: Tensor, table: Tensor, first: int, last: int, block: int) -> Tensor:
@@ -81,6 +93,31 @@ def expand_value(latent: Tensor, kv_b: Weight, v_dim: int) -> Tensor:
 
 def _per_head(kv_b: Weight, heads: int, nope: int, v_dim: int) -> Tensor:
     return kv_b.dequantise(torch.float32).view(heads, nope + v_dim, -1)
+
+
+def decode_rows(
+    q: Tensor,
+    pages: Tensor,
+    tables: Sequence[Tensor],
+    lengths: Sequence[int],
+    kv_b: Weight,
+    *,
+    nope: int,
+    v_dim: int,
+    rank: int,
+    scale: float,
+) -> Tensor:
+    """One token of each of n sequences, absorbed: q [n, H, nope + rope] -> [n, H, v] fp32.
+
+    Row i sees the first lengths[i] tokens, its own included, of the pages in tables[i].
+    """
+    absorbed = absorb_query(q[..., :nope], kv_b, v_dim)
+    queries = torch.cat([absorbed, q[..., nope:].float()], dim=-1)
+    sums = [
+        decode(query, pages, table, length, rank=rank, scale=scale)
+        for query, table, length in zip(queries, tables, lengths, strict=True)
+    ]
+    return expand_value(torch.stack(sums), kv_b, v_dim)
 
 
 def decode(q: Tensor, pages: Tensor, table: Tensor, length: int, *, rank: int, scale: float) -> Tensor:

@@ -1,0 +1,173 @@
+// The boundary: Python's numbers and addresses become checked argument structs.
+//
+// Tensors cross as addresses with their sizes (ops/native.py proves dtype, shape and contiguity before it takes an
+// address). What only the contents can tell, indices, is checked here: none reaches a kernel out of range.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace nb = nanobind;
+using namespace perilune;
+using Address = uintptr_t;
+
+namespace {
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void require(bool ok, const char* what) {
+  if (!ok) throw nb::value_error(what);
+}
+
+void check_index(int64_t index, int64_t count, const char* what) {
+  if (index < 0 || index >= count)
+    throw nb::index_error((std::string(what) + " " + std::to_string(index) + " is not in 0.." +
+                           std::to_string(count - 1)).c_str());
+}
+
+Weight make_weight(int format, int64_t experts, int64_t n, int64_t k, Address data, Address scale, Address zero,
+                   int64_t group) {
+  require(format >= kBf16 && format <= kFp8 && experts > 0 && n > 0 && k > 0, "a weight has no such format or shape");
+  require(format != kInt4 || (group > 0 && group % 32 == 0), "int4 groups are multiples of 32");
+  require(format != kMxfp4 || k % 2 == 0, "mxfp4 has an even number of inputs");
+  return Weight{format, experts, n, k, at<const uint8_t>(data), at<const void>(scale), at<const int8_t>(zero), group};
+}
+
+// Tokens sorted by expert: a counting sort, stable, so each expert sees its tokens in order.
+struct Slots {
+  std::vector<int64_t> first, token;
+  std::vector<float> weight;
+  Slots(const int64_t* ids, const float* weights, int64_t tokens, int64_t top_k, int64_t experts)
+      : first(experts + 1), token(tokens * top_k), weight(tokens * top_k) {
+    for (int64_t i = 0; i < tokens * top_k; i++) {
+      check_index(ids[i], experts, "expert");
+      first[ids[i] + 1]++;
+    }
+    for (int64_t e = 0; e < experts; e++) first[e + 1] += first[e];
+    std::vector<int64_t> next(first.begin(), first.end() - 1);
+    for (int64_t i = 0; i < tokens * top_k; i++) {
+      int64_t slot = next[ids[i]]++;
+      token[slot] = i / top_k;
+      weight[slot] = weights[i];
+    }
+  }
+};
+
+void check_table(const int64_t* table, int64_t entries, int64_t tokens, int64_t pages) {
+  require(tokens >= 1, "attention over no tokens");
+  require((tokens + 63) / 64 <= entries, "more tokens than the page table holds");
+  for (int64_t i = 0; i < (tokens + 63) / 64; i++) check_index(table[i], pages, "page");
+}
+
+}  // namespace
+
+NB_MODULE(_kernels, m) {
+  nb::set_leak_warnings(false);  // a table of ops may live until the interpreter ends
+  m.doc() = "C++ CPU kernels; call them through perilune.ops.*.cpu, which checks tensors";
+  m.def("names", [] {
+    const char* names[4];
+    int count = kernel_names(names);
+    return std::vector<std::string>(names, names + count);
+  }, "Instruction-set variants this processor can run, fastest first");
+  m.def("refusal", [] {
+    const char* why = "";
+    choose_kernels(&why);
+    return std::string(why);
+  }, "Why no variant can run, or an empty string");
+
+  nb::class_<Weight>(m, "Weight").def_static("make", make_weight);
+
+  nb::class_<Kernels>(m, "Kernels")
+      .def_static("find", [](const std::string& name) {
+        const Kernels* found = find_kernels(name.c_str());
+        require(found, "this processor cannot run that variant");
+        return found;
+      }, nb::rv_policy::reference)
+      .def_prop_ro("name", [](const Kernels& k) { return std::string(k.name); })
+      .def("linear", [](const Kernels& k, Address x, int64_t tokens, const Weight& w, Address out, int threads) {
+        k.linear({at<bf16>(x), tokens, w, at<bf16>(out), threads});
+      }, nb::call_guard<nb::gil_scoped_release>())
+      .def("experts", [](const Kernels& k, Address x, int64_t tokens, int64_t top_k, Address ids, Address weights,
+                         const Weight& gate, const Weight& up, const Weight& down, Address out, int threads) {
+        require(gate.experts == up.experts && gate.experts == down.experts && gate.n == up.n && gate.k == up.k &&
+                    gate.n == down.k && gate.k == down.n, "expert weights do not fit each other");
+        Slots slots(at<int64_t>(ids), at<float>(weights), tokens, top_k, gate.experts);
+        nb::gil_scoped_release release;
+        k.experts({at<bf16>(x), tokens, slots.first.data(), slots.token.data(), slots.weight.data(), gate, up, down,
+                   at<float>(out), threads});
+      })
+      .def("kda_prefill", [](const Kernels& k, std::vector<Address> t, std::vector<int64_t> sizes, int64_t slot,
+                             std::vector<int64_t> after, std::vector<int64_t> to, float eps, int threads) {
+        require(t.size() == 11 && sizes.size() == 7 && after.size() == to.size(), "kda_prefill: wrong arguments");
+        require(sizes[0] >= 1, "prefill of no tokens");
+        require(sizes[3] % 16 == 0 && sizes[3] <= 256, "head dim is not a multiple of 16 up to 256");
+        check_index(slot, sizes[1], "slot");
+        for (size_t i = 0; i < to.size(); i++) {
+          check_index(to[i], sizes[1], "slot");
+          require(to[i] != slot, "a state exported to its own slot");
+          require(after[i] > 0 && after[i] <= sizes[0] && after[i] % 64 == 0, "states are exported after whole chunks");
+        }
+        nb::gil_scoped_release release;
+        k.kda_prefill({at<bf16>(t[0]), at<bf16>(t[1]), at<bf16>(t[2]), at<bf16>(t[3]), at<bf16>(t[4]), at<float>(t[5]),
+                       at<float>(t[6]), at<bf16>(t[7]), eps, sizes[0], sizes[2], sizes[3], sizes[4], slot,
+                       at<float>(t[8]), sizes[5], at<bf16>(t[9]), sizes[6], after.data(), to.data(),
+                       int64_t(to.size()), at<bf16>(t[10]), threads});
+      })
+      .def("kda_decode", [](const Kernels& k, std::vector<Address> tensors, std::vector<int64_t> rows,
+                            std::vector<int64_t> slots, std::vector<int64_t> sizes, float eps, int threads) {
+        require(tensors.size() == 11 && sizes.size() == 7, "kda_decode: wrong number of arguments");
+        require(rows.size() == slots.size(), "one slot per row");
+        int64_t tokens = sizes[0], slot_count = sizes[1], dim = sizes[3];
+        require(dim % 16 == 0 && dim <= 256, "head dim is not a multiple of 16 up to 256");
+        for (int64_t row : rows) check_index(row, tokens, "row");
+        std::vector<bool> taken(slot_count);
+        for (int64_t slot : slots) {
+          check_index(slot, slot_count, "slot");
+          require(!taken[slot], "two sequences in one slot");
+          taken[slot] = true;
+        }
+        const auto& t = tensors;
+        nb::gil_scoped_release release;
+        k.kda_decode({at<bf16>(t[0]), at<bf16>(t[1]), at<bf16>(t[2]), at<bf16>(t[3]), at<bf16>(t[4]), at<float>(t[5]),
+                      at<float>(t[6]), at<bf16>(t[7]), eps, rows.data(), slots.data(), int64_t(rows.size()), sizes[2],
+                      dim, sizes[4], at<float>(t[8]), sizes[5], at<bf16>(t[9]), sizes[6], at<bf16>(t[10]), threads});
+      })
+      .def("mla_decode", [](const Kernels& k, Address q, std::vector<int64_t> sizes, Address pages, int64_t page_count,
+                            int64_t page_stride, std::vector<Address> tables, std::vector<int64_t> entries,
+                            std::vector<int64_t> lengths, const Weight& kv_b, float scale, Address out, int threads) {
+        require(sizes.size() == 5 && tables.size() == lengths.size() && tables.size() == entries.size(),
+                "mla_decode: wrong number of arguments");
+        int64_t heads = sizes[0], nope = sizes[1], rope = sizes[2], v_dim = sizes[3], rank = sizes[4];
+        require(kv_b.n == heads * (nope + v_dim) && kv_b.k == rank, "kv_b does not fit the heads");
+        std::vector<const int64_t*> pointers;
+        for (size_t i = 0; i < tables.size(); i++) {
+          pointers.push_back(at<int64_t>(tables[i]));
+          check_table(pointers.back(), entries[i], lengths[i], page_count);
+        }
+        nb::gil_scoped_release release;
+        k.mla_decode({at<bf16>(q), int64_t(tables.size()), heads, nope, rope, v_dim, rank, at<bf16>(pages), page_stride,
+                      pointers.data(), lengths.data(), kv_b, scale, at<float>(out), threads});
+      })
+      .def("mla_prefill", [](const Kernels& k, Address q, int64_t tokens, int64_t start, std::vector<int64_t> sizes,
+                             Address pages, int64_t page_count, int64_t page_stride, Address table, int64_t entries,
+                             const Weight& kv_b, float scale, Address out, int threads) {
+        require(sizes.size() == 5 && start >= 0 && tokens >= 1, "mla_prefill: wrong arguments");
+        int64_t heads = sizes[0], nope = sizes[1], rope = sizes[2], v_dim = sizes[3], rank = sizes[4];
+        require(kv_b.n == heads * (nope + v_dim) && kv_b.k == rank, "kv_b does not fit the heads");
+        check_table(at<int64_t>(table), entries, start + tokens, page_count);
+        nb::gil_scoped_release release;
+        k.mla_prefill({at<bf16>(q), tokens, start, heads, nope, rope, v_dim, rank, at<bf16>(pages), page_stride,
+                       at<int64_t>(table), kv_b, scale, at<float>(out), threads});
+      })
+      .def("rms_norm", [](const Kernels& k, Address x, Address weight, int64_t rows, int64_t dim, float eps, Address out,
+                          int threads) {
+        k.rms_norm({at<bf16>(x), at<bf16>(weight), rows, dim, eps, at<bf16>(out), threads});
+      }, nb::call_guard<nb::gil_scoped_release>());
+}

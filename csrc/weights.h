@@ -1,0 +1,135 @@
+// Unpacking: rows of a stored matrix to Elem, in runs of 32 inputs. ops/linear/formats.py is the definition.
+//
+// int4 is computed in fp32 here, (q - zero) * scale, while the format's tool rounds that to bf16: where Elem is fp32
+// a weight may differ from the reference's by half a bf16 step.
+#pragma once
+#include "simd.h"
+
+namespace perilune {
+namespace PERILUNE_VARIANT {
+namespace {
+
+typedef uint8_t u8x16 __attribute__((vector_size(16)));
+
+// 16 bytes of nibbles, low nibble first -> 32 codes in order.
+inline void nibbles(const uint8_t* from, uint8_t* to) {
+  u8x16 bytes;
+  memcpy(&bytes, from, 16);
+  u8x16 low = bytes & 15, high = bytes >> 4;
+  u8x16 a = __builtin_shufflevector(low, high, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  u8x16 b = __builtin_shufflevector(low, high, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  memcpy(to, &a, 16);
+  memcpy(to + 16, &b, 16);
+}
+
+// The nibbles of inputs k .. k + 32 of a row of `bytes` bytes; zero codes behind its end.
+inline void nibbles_at(const uint8_t* row, int64_t bytes, int64_t k, uint8_t* to) {
+  if (k / 2 + 16 <= bytes) return nibbles(row + k / 2, to);
+  uint8_t tail[16] = {};
+  memcpy(tail, row + k / 2, size_t(bytes - k / 2));
+  nibbles(tail, to);
+}
+
+struct Bf16Rows {
+  static constexpr bool kDense = true, kPacked = false;
+  const bf16* data;
+  int64_t k;
+  Bf16Rows(const Weight& w, int64_t expert) : data((const bf16*)w.data + expert * w.n * w.k), k(w.k) {}
+  const bf16* row(int64_t n) const { return data + n * k; }
+  void run(int64_t n, int64_t at, Elem* to) const {
+    int64_t count = at_most(32, k - at);
+    to_elem(row(n) + at, count, to);
+    if (count < 32) memset(to + count, 0, size_t(32 - count) * sizeof(Elem));
+  }
+};
+
+struct Int4Rows {
+  static constexpr bool kDense = false, kPacked = true;
+  const uint8_t* data;
+  const bf16* scale;
+  const int8_t* zero;
+  int64_t k, bytes, groups, group;
+  Int4Rows(const Weight& w, int64_t expert)
+      : k(w.k), bytes((w.k + 7) / 8 * 4), groups((w.k + w.group - 1) / w.group), group(w.group) {
+    data = w.data + expert * w.n * bytes;
+    scale = (const bf16*)w.scale + expert * w.n * groups;
+    zero = w.zero ? w.zero + expert * w.n * groups : nullptr;
+  }
+  void run(int64_t n, int64_t at, Elem* to) const {
+    uint8_t code[32];
+    float value[32];
+    nibbles_at(data + n * bytes, bytes, at, code);
+    int64_t g = n * groups + at / group;
+    float s = widen(scale[g]), offset = zero ? 8.0f + zero[g] : 8.0f;
+    for (int i = 0; i < 32; i += kLanes)
+      store(value + i, (__builtin_convertvector(whole(code + i), vf) - offset) * s);
+    to_elem(value, 32, to);
+  }
+};
+
+struct Mxfp4Rows {
+  static constexpr bool kDense = false, kPacked = true;
+  const uint8_t* data;
+  const uint8_t* scale;
+  int64_t k, bytes, groups;
+  Mxfp4Rows(const Weight& w, int64_t expert) : k(w.k), bytes(w.k / 2), groups((w.k + 31) / 32) {
+    data = w.data + expert * w.n * bytes;
+    scale = (const uint8_t*)w.scale + expert * w.n * groups;
+  }
+  void run(int64_t n, int64_t at, Elem* to) const {
+    uint8_t code[32];
+    float value[32];
+    nibbles_at(data + n * bytes, bytes, at, code);
+    uint8_t exponent = scale[n * groups + at / 32];
+    float s = widen(exponent == 255 ? 0x7fc0 : exponent == 0 ? 0x0040 : bf16(exponent << 7));
+    // e2m1 magnitudes 0, .5, 1, 1.5, 2, 3, 4, 6 in quarters
+    for (int i = 0; i < 32; i += kLanes) {
+      vi c = whole(code + i), m = c & 7;
+      vi quarters = m < 4 ? m * 2 : m == 4 ? 8 + vi{} : m == 5 ? 12 + vi{} : m == 6 ? 16 + vi{} : 24 + vi{};
+      store(value + i, __builtin_convertvector((c & 8) != 0 ? -quarters : quarters, vf) * (0.25f * s));
+    }
+    to_elem(value, 32, to);
+  }
+};
+
+struct Fp8Rows {
+  static constexpr bool kDense = false, kPacked = false;
+  const uint8_t* data;
+  const float* scale;
+  int64_t k, across;
+  Fp8Rows(const Weight& w, int64_t expert) : k(w.k), across((w.k + 127) / 128) {
+    data = w.data + expert * w.n * w.k;
+    scale = (const float*)w.scale + expert * ((w.n + 127) / 128) * across;
+  }
+  void run(int64_t n, int64_t at, Elem* to) const {
+    uint8_t tail[32] = {};
+    float value[32];
+    const uint8_t* code = data + n * k + at;
+    if (k - at < 32) code = (const uint8_t*)memcpy(tail, code, size_t(k - at));
+    float s = scale[n / 128 * across + at / 128];
+    // e4m3: move the fields into an fp32's; subnormals (exponent field 0) are then 2 (f - 2^-7). 0x7f is NaN.
+    for (int i = 0; i < 32; i += kLanes) {
+      vi c = whole(code + i);
+      vf f = (vf)(((c & 0x7f) << 20) + (120 << 23));
+      f = (c & 0x78) != 0 ? f : 2.0f * (f - 0.0078125f);
+      f = (c & 0x7f) == 0x7f ? splat(__builtin_nanf("")) : f;
+      store(value + i, ((c & 0x80) != 0 ? -f : f) * s);
+    }
+    to_elem(value, 32, to);
+  }
+};
+
+// f(rows) with the reader of one matrix of the stack.
+template <class F>
+inline void with_rows(const Weight& w, int64_t expert, F&& f) {
+  switch (w.format) {
+    case kBf16: return f(Bf16Rows(w, expert));
+    case kInt4: return f(Int4Rows(w, expert));
+    case kMxfp4: return f(Mxfp4Rows(w, expert));
+    default: return f(Fp8Rows(w, expert));
+  }
+}
+
+}  // namespace
+}  // namespace PERILUNE_VARIANT
+}  // namespace perilune

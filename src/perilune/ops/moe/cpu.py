@@ -1,0 +1,40 @@
+"""SwiGLU and experts in C++: `csrc/experts.h`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from perilune.ops.linear.cpu import linear
+from perilune.ops.linear.formats import Weight
+from perilune.ops.native import BF16, Native, address
+
+
+def swiglu(native: Native, x: Tensor, gate: Weight, up: Weight, down: Weight) -> Tensor:
+    """As the reference: x [T, D] -> [T, D] bf16. Raises KernelInputError."""
+    return linear(native, F.silu(linear(native, x, gate)) * linear(native, x, up), down)
+
+
+def experts(native: Native, x: Tensor, ids: Tensor, weights: Tensor, gate: Weight, up: Weight, down: Weight) -> Tensor:
+    """As the reference: x [T, D], ids and weights [T, k] -> fp32 [T, D].
+
+    Raises KernelInputError, and IndexError for an expert there is not.
+    """
+    x, ids, weights = x.contiguous(), ids.contiguous(), weights.contiguous()
+    tokens, top_k = ids.shape
+    hidden = gate.shape[-1]
+    out = torch.empty(tokens, hidden, dtype=torch.float32)
+    native.kernels.experts(
+        address(x, BF16, tokens, hidden, name="x"),
+        tokens,
+        top_k,
+        address(ids, torch.int64, tokens, top_k, name="ids"),
+        address(weights, torch.float32, tokens, top_k, name="weights"),
+        native.weight(gate),
+        native.weight(up),
+        native.weight(down),
+        out.data_ptr(),
+        native.threads,
+    )
+    return out

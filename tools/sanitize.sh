@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# The kernel tests on an extension built with the address and undefined-behaviour sanitizers, in a folder of its own.
+#
+#   tools/sanitize.sh [PYTHON]     PYTHON: one that has perilune's dependencies and pytest; .venv's by default
+#
+# Leaks are not looked for: Python itself keeps memory until the process ends.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${1:-.venv/bin/python}
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+
+"$python" -m pip wheel --quiet --disable-pip-version-check --no-deps -w "$folder" . \
+  -C cmake.define.PERILUNE_SANITIZE=ON
+"$python" -m zipfile -e "$folder"/perilune-*.whl "$folder/site"
+
+# The sanitizers' runtime must come before Python's own allocations.
+runtime=$(c++ -print-file-name=libasan.so)
+undefined=$(c++ -print-file-name=libubsan.so)
+export LD_PRELOAD="$runtime $undefined" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+export PYTHONPATH="$folder/site" OMP_NUM_THREADS=2
+# An editable install would otherwise answer imports before PYTHONPATH is asked.
+"$python" - "$folder" -p no:cacheprovider tests/ops/test_cpu_linear.py tests/ops/test_cpu_attention.py <<'RUN'
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("_perilune_editable")]
+import pytest
+import torch
+import perilune._kernels
+assert perilune._kernels.__file__.startswith(sys.argv[1]), perilune._kernels.__file__
+sys.exit(pytest.main(sys.argv[2:]))
+RUN
