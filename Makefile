@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types slow clean
+.PHONY: demo test lint types sanitize slow clean
 demo: $(VENV)/installed
 	$(BIN)/perilune demo
 
@@ -17,6 +17,10 @@ lint: $(VENV)/installed-dev
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
+# The kernel tests under the address and undefined-behaviour sanitizers; builds the extension once more.
+sanitize: $(VENV)/installed-dev
+	tools/sanitize.sh
+
 # Soaks and long runs, by hand: docs/testing.md
 slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow --timeout 3600
@@ -25,11 +29,13 @@ $(VENV)/bin/python:
 	$(PYTHON) tools/check_python.py
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: $(VENV)/bin/python pyproject.toml requirements.lock
+BUILT_FROM := pyproject.toml requirements.lock CMakeLists.txt $(wildcard csrc/*)
+
+$(VENV)/installed: $(VENV)/bin/python $(BUILT_FROM)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e .
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml requirements.lock
+$(VENV)/installed-dev: $(VENV)/bin/python $(BUILT_FROM)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
 	touch $@ $(VENV)/installed
 

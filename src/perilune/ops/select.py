@@ -90,7 +90,7 @@ class Selection:
 def choose(needs: Needs, kernels: str = "auto") -> Selection:
     """Pick a backend for every op: `kernels` is "auto", or "reference" to use no other."""
     native: Native | str = "kernels=reference was asked for" if kernels == "reference" else Native.load()
-    if isinstance(native, str) and kernels != "reference":
+    if isinstance(native, str) and kernels != "reference" and needs.dtype == BF16:
         log.warning("Every op runs on its slow reference: %s.", native)
     choices, chosen = [], {}
     for op, what in OPS.items():
