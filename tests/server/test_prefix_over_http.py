@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -52,6 +57,33 @@ def test_choices_of_one_prompt_do_not_count_each_others_work_as_cached(http: htt
     usage = http.post("/v1/completions", json=asked).raise_for_status().json()["usage"]
     assert usage["prompt_tokens"] > 64
     assert usage["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+def test_a_server_killed_and_started_again_finds_its_prompts_on_disk(tmp_path: Path) -> None:
+    flags = ("--dtype", "float32", "--cache-dir", str(tmp_path / "kept"), "--cache-disk-bytes", "64MiB")
+    first = live.start(tmp_path, *flags)
+    with first.client() as client:
+        prompt, cached = ask(client, "/v1/completions", "x")
+        assert cached == 0
+    end, before = time.monotonic() + 60, -1.0
+    while not 0 < before == first.metric("perilune_engine_disk_written_bytes_total"):
+        assert time.monotonic() < end, "nothing was written in an idle minute"
+        before = first.metric("perilune_engine_disk_written_bytes_total")
+        time.sleep(1)
+    os.kill(first.engine_pid(), signal.SIGKILL)
+    assert first.process.wait(30) == 1
+    second = live.start(tmp_path, *flags)
+    try:
+        with second.client() as client:
+            assert ask(client, "/v1/completions", "x") == (prompt, (prompt - 1) // 64 * 64)
+        assert second.metric("perilune_engine_disk_loads_total") == 1
+    finally:
+        second.stop()
+    listed = subprocess.run(
+        [sys.executable, "-m", "perilune", "cache", "verify", "--cache-dir", str(tmp_path / "kept")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "0 were broken" in listed.stdout
 
 
 def test_it_can_be_turned_off(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ decoding wrote differs in the last bit from what prefill of the same tokens give
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from perilune.cache.budget import CachePlan
@@ -53,6 +54,22 @@ class _Export:
     length: int
     row: int
     origin: Origin
+
+
+_LOADING = "prefix being loaded"
+
+
+@dataclass
+class Places:
+    """Where a prefix that was kept elsewhere is to be written: (index of the page, page), and a row for its state.
+
+    The writer says how far it came: the first `filled` tokens have their pages, and whether the row has the state.
+    """
+
+    pages: list[tuple[int, int]]
+    row: int | None
+    filled: int
+    state_filled: bool = False
 
 
 @dataclass
@@ -232,6 +249,46 @@ class CacheManager:
             if node is not None and node.snapshot is not None and node.origin == "interval" and not node.reads:
                 self._tree.drop(node)
         held.intervals.clear()
+
+    @property
+    def stateful(self) -> bool:
+        """Whether reuse needs a state."""
+        return self._tree.stateful
+
+    def known(self, prompt: Sequence[int]) -> Match:
+        """What a request with this prompt would find now."""
+        return self._tree.match(prompt, reusable(len(prompt)))
+
+    def kept(self) -> list[Node]:
+        """The prefixes worth keeping elsewhere."""
+        return self._tree.reusable_nodes()
+
+    @contextmanager
+    def loading(self, prompt: Sequence[int], length: int) -> Iterator[Places | None]:
+        """Room for what the tree lacks of the first `length` tokens; what was filled is in the tree afterwards.
+
+        None if running requests need the room.
+        """
+        match = self._tree.match(prompt, length)
+        pages, rows = [node.page for node in match.nodes], list[int]()
+        self._pages.retain(pages, _LOADING)  # or they would make room for what follows them
+        try:
+            more = self._take_pages(length // PAGE_TOKENS - len(pages), _LOADING)
+            row = self._take_row(_LOADING) if more is not None and self.stateful else None
+            rows += [row] if row is not None else []
+            if more is None or (row is None and self.stateful):
+                pages += more or []
+                yield None
+                return
+            first, pages = len(pages), pages + more
+            places = Places(list(enumerate(more, first)), row, match.kv_tokens)
+            yield places
+            self._tree.insert(prompt, pages[: places.filled // PAGE_TOKENS])
+            if places.state_filled and row is not None and self._tree.attach(prompt, length, row, "disk"):
+                self.counts.snapshots["disk"] += 1
+        finally:
+            self._pages.release(pages, _LOADING)
+            self._rows.release(rows, _LOADING)
 
     def pages(self, request_id: str) -> list[int]:
         """The page table, a copy: entry i holds tokens 64 i to 64 i + 63."""

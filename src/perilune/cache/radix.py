@@ -21,9 +21,15 @@ TREE = ("prefix tree",)  # no string, so that no request's id can be equal to it
 
 
 class Node:
-    """One prefix of `length` tokens. `reads`: requests about to copy the snapshot; it stays until they have."""
+    """One prefix of `length` tokens. `reads`: requests about to copy the snapshot; it stays until they have.
 
-    __slots__ = ("children", "key", "length", "origin", "page", "parent", "reads", "restored", "snapshot", "used")
+    `digest` and `saved` are the disk tier's notes: the prefix's key, and whether it has tried to write it.
+    """
+
+    __slots__ = (
+        "children", "digest", "key", "length", "origin", "page", "parent", "reads", "restored", "saved", "snapshot",
+        "used",
+    )  # fmt: skip
 
     def __init__(self, parent: Node | None, key: tuple[int, ...], page: int, now: int) -> None:
         self.parent, self.key, self.page = parent, key, page
@@ -33,6 +39,8 @@ class Node:
         self.origin = ""
         self.used = self.restored = now
         self.reads = 0
+        self.digest = b""
+        self.saved = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,7 @@ class RadixTree:
         if node is None or node.snapshot is not None:
             return False
         self._rows.retain([row], TREE)
-        node.snapshot, node.origin, node.restored = row, origin, self._now
+        node.snapshot, node.origin, node.restored, node.saved = row, origin, self._now, False
         self._snapshots[row] = node
         return True
 
@@ -139,6 +147,12 @@ class RadixTree:
         del self._snapshots[node.snapshot]
         self._rows.release([node.snapshot], TREE)
         node.snapshot, node.origin = None, ""
+
+    def reusable_nodes(self) -> list[Node]:
+        """Nodes reuse can start from, without those a longer one stands for: with snapshots, or the leaves."""
+        if self.stateful:
+            return list(self._snapshots.values())
+        return [node for node in self._nodes.values() if not node.children]
 
     def spare_snapshot(self) -> Node | None:
         """The snapshot to lose first; None if there is none that nobody is about to read."""
@@ -228,6 +242,16 @@ def _shallower(node: Node) -> int:
     while above is not None and above.snapshot is None:
         above = above.parent
     return above.length if above else 0
+
+
+def path_to(node: Node) -> list[Node]:
+    """The nodes from the first page down to `node`."""
+    path: list[Node] = []
+    step: Node | None = node
+    while step is not None and step.parent is not None:
+        path.append(step)
+        step = step.parent
+    return path[::-1]
 
 
 def _subtree(node: Node) -> Iterator[Node]:

@@ -10,8 +10,8 @@ from typing import Literal
 
 from perilune.cache.geometry import PAGE_TOKENS
 
-Origin = Literal["prompt_end", "branch", "head", "interval", "donated"]
-ORIGINS: tuple[Origin, ...] = ("prompt_end", "branch", "head", "interval", "donated")
+Origin = Literal["prompt_end", "branch", "head", "interval", "donated", "disk"]
+ORIGINS: tuple[Origin, ...] = ("prompt_end", "branch", "head", "interval", "donated", "disk")
 
 BRANCH_TOKENS = 128
 SHORTEST_TAIL, LONGEST_TAIL = 64, 512

@@ -34,6 +34,10 @@ def serve(
     snapshot_slots: Annotated[
         int | None, typer.Option(min=0, help="States kept beyond the running ones; `perilune plan` prices them.")
     ] = None,
+    cache_dir: Annotated[
+        str | None, typer.Option(help="Folder where beginnings of prompts outlive the process; private to the user.")
+    ] = None,
+    cache_disk_bytes: Annotated[str, typer.Option(help="Most bytes in --cache-dir, all models together.")] = "16GiB",
     threads: Annotated[int | None, typer.Option(help="Compute threads; every core unless given.")] = None,
     kernels: Annotated[str, typer.Option(help="auto, or reference for plain torch.")] = "auto",
     tool_call_parser: Annotated[str | None, typer.Option(help="kimi_k2, glm47, none; by default the model's.")] = None,
@@ -60,6 +64,8 @@ def serve(
         prefix_cache=prefix_cache,
         snapshot_slots=snapshot_slots,
         kernels=kernels,
+        cache_dir=cache_dir,
+        cache_disk_bytes=parse_bytes(cache_disk_bytes),
     )
     server = ServerConfig(
         host=host,

@@ -11,6 +11,7 @@ from perilune.cache.geometry import PAGE_TOKENS, CacheGeometry
 from perilune.cache.prefix import PrefixSettings
 from perilune.errors import ConfigError, nearest
 from perilune.models.spec import ModelSpec
+from perilune.units import GIB, format_bytes
 
 DTYPES = ("auto", "float32", "bfloat16")
 DEVICES = ("cpu",)
@@ -24,6 +25,7 @@ class EngineConfig:
     `dtype="auto"` is the checkpoint's dtype. `prefill_chunk` is the most prompt tokens per step, a multiple of 64.
     `cache_bytes` caps both arenas together. `prefix_cache` keeps what prompts left behind for the next one with the
     same beginning; `snapshot_slots` is how many states beyond the running ones there is room for (None: derived),
+    `cache_dir` a folder where prefixes outlive the process, of `cache_disk_bytes` at most for all models together,
     `snapshot_interval` how many tokens of a long prefill lie between two of them. `max_waiting` caps the queue;
     `threads=None` uses every core.
     `kernels` is "auto", the fastest there is for each op, or "reference", plain torch for all.
@@ -43,6 +45,8 @@ class EngineConfig:
     snapshot_slots: int | None = None
     snapshot_interval: int = 8192
     kernels: str = "auto"
+    cache_dir: str | None = None
+    cache_disk_bytes: int = 16 * GIB
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -53,7 +57,15 @@ class EngineConfig:
             raise ConfigError(
                 f"device {self.device!r} is not available.", "This build computes on the CPU.", 'Use device="cpu".'
             )
-        for name in ("max_context", "max_running", "cache_bytes", "prefill_chunk", "max_waiting", "threads"):
+        for name in (
+            "max_context",
+            "max_running",
+            "cache_bytes",
+            "prefill_chunk",
+            "max_waiting",
+            "threads",
+            "cache_disk_bytes",
+        ):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}.")
@@ -64,6 +76,10 @@ class EngineConfig:
                     f"{name} must be a multiple of {PAGE_TOKENS}, not {value!r}.",
                     "Prompts are cut only at chunk boundaries, so that a cut changes no bit of the result.",
                 )
+        if self.cache_dir is not None and not self.prefix_cache:
+            raise ConfigError(
+                "cache_dir keeps what the prefix cache has, and that is off.", "", "Leave out one of the two."
+            )
         if type(self.prefix_cache) is not bool:
             raise ConfigError(f"prefix_cache must be true or false, not {self.prefix_cache!r}.")
         if self.snapshot_slots is not None and (type(self.snapshot_slots) is not int or self.snapshot_slots < 0):
@@ -89,8 +105,8 @@ class EnginePlan:
     dtype: str
     max_context: int
     cache: CachePlan
-    prefix: PrefixSettings | None
     because: tuple[str, ...]
+    prefix: PrefixSettings | None = None
 
 
 def plan_engine(config: EngineConfig, spec: ModelSpec) -> EnginePlan:
@@ -119,6 +135,8 @@ def plan_engine(config: EngineConfig, spec: ModelSpec) -> EnginePlan:
     prefix = PrefixSettings(bool(geometry.states), config.snapshot_interval) if config.prefix_cache else None
     because.append(f"context {cache.max_context}: {why}")
     because.extend(cache.because)
+    if config.cache_dir is not None:
+        because.append(f"prefixes in {config.cache_dir}, up to {format_bytes(config.cache_disk_bytes)}: as set")
     if prefix is None:
         because.append("no prefix cache: as set")
-    return EnginePlan(dtype, cache.max_context, cache, prefix, tuple(because))
+    return EnginePlan(dtype, cache.max_context, cache, tuple(because), prefix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from perilune.cache.manager import CacheManager
 from perilune.engine.config import EngineConfig, plan_engine
+from perilune.engine.disk import open_tier
 from perilune.engine.grammars import GrammarQueue
 from perilune.engine.limits import Limits
 from perilune.engine.messages import Submit, TokenEvent, WireError
@@ -35,6 +37,7 @@ class _Active:
     request: Submit
     sampler: Sampler
     max_new: int
+    looked_up: bool = False
 
 
 class EngineCore:
@@ -58,6 +61,7 @@ class EngineCore:
             self.plan.cache, self.plan.prefix
         )  # after the arenas: its lists are long if they are absurdly large
         self.scheduler = Scheduler(self.cache, config.prefill_chunk)
+        self._disk = open_tier(config, checkpoint, self.plan.dtype, self.cache, self.runner.arenas)
         self._active: dict[str, _Active] = {}
         self._grammars = GrammarQueue(self.tokenizer, self.spec.vocab, self.stop_ids)
         self._counts = {
@@ -113,11 +117,26 @@ class EngineCore:
     def step(self) -> list[TokenEvent]:
         """Advance every running sequence. An exception inside fails the sequences it concerns, not the engine."""
         events = self._take_compiled()
+        self._load_prefixes()
         step = self.scheduler.schedule()
         self._counts["preemptions_total"] += len(step.preempted)
         for sequence in step.admitted:
             self._start(sequence)
         return events + self._run(step) if step.work else events
+
+    def _load_prefixes(self) -> None:
+        """Before a request can be admitted: what files hold of its prompt comes into memory, once."""
+        if self._disk is None:
+            return
+        for sequence in islice(self.scheduler.waiting, self.plan.cache.slots - len(self.scheduler.running)):
+            active = self._active[sequence.id]
+            if not active.looked_up:
+                active.looked_up = True
+                self._disk.load(sequence.prompt)
+
+    def tidy(self) -> bool:
+        """For idle moments: write one prefix to the cache folder. False when there is nothing to do."""
+        return self._disk is not None and self._disk.save_one()
 
     def _start(self, sequence: Sequence) -> None:
         """What the slot remembers before the first token: nothing, or the state of a prompt with the same beginning."""
@@ -139,6 +158,7 @@ class EngineCore:
         return failed
 
     def _run(self, step: Step) -> list[TokenEvent]:
+        started = time.perf_counter()
         try:
             logits = self.runner.run([self._piece(work) for work in step.work])
         except Exception as error:
@@ -147,6 +167,8 @@ class EngineCore:
         self.scheduler.commit(step)
         self._counts["steps_total"] += 1
         self._counts["prompt_tokens_total"] += sum(work.count for work in step.work if work.mode == "prefill")
+        if self._disk is not None and all(work.mode == "prefill" for work in step.work):
+            self._disk.computing.note(sum(work.count for work in step.work), time.perf_counter() - started)
         sampling = [work.sequence for work in step.work if work.samples]
         return [self._advance(sequence, row) for sequence, row in zip(sampling, logits, strict=True)]
 
@@ -233,6 +255,7 @@ class EngineCore:
             "load_seconds": self.load_seconds,
             **self._counts,
             **(self.cache.counts.named() if self.plan.prefix else {}),
+            **(self._disk.named() if self._disk else {}),
         }
 
     def check(self) -> None:
@@ -240,4 +263,6 @@ class EngineCore:
         self.cache.check()
 
     def close(self) -> None:
+        if self._disk is not None:
+            self._disk.save_all()
         self._grammars.close()

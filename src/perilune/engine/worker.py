@@ -54,10 +54,12 @@ class EngineProcess:
     def run(self) -> None:
         """Until Shutdown, or until the parent is gone: an engine without a server serves nobody."""
         self._send(Ready(self._core.because))
-        while self._receive(0 if self._core.busy else IDLE_POLL_MS) and os.getppid() == self._parent:
+        more = False
+        while self._receive(0 if self._core.busy or more else IDLE_POLL_MS) and os.getppid() == self._parent:
             events = self._core.step()
             if events:
                 self._send(Tokens(tuple(events)))
+            more = not self._core.busy and self._core.tidy()
 
     def _receive(self, timeout_ms: int) -> bool:
         """Handle every message that is there; False on Shutdown."""
