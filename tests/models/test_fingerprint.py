@@ -12,16 +12,16 @@ from perilune.models.fingerprint import fingerprint
 
 
 @pytest.fixture
-def copy(golden: Path, tmp_path: Path) -> Path:
+def copy(golden_root: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "model"
-    shutil.copytree(golden / "kimi_linear", folder)  # keeps the times
+    shutil.copytree(golden_root / "kimi_linear", folder)  # keeps the times
     for file in folder.iterdir():
         file.chmod(0o644)
     return folder
 
 
-def test_a_copy_with_its_times_is_the_same_model(golden: Path, copy: Path) -> None:
-    assert fingerprint(copy) == fingerprint(golden / "kimi_linear") == fingerprint(copy)
+def test_a_copy_with_its_times_is_the_same_model(golden_root: Path, copy: Path) -> None:
+    assert fingerprint(copy) == fingerprint(golden_root / "kimi_linear") == fingerprint(copy)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model-00001-of-00002.safetensors"])
