@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from perilune.ops import selfcheck
 from perilune.ops.linear.formats import DenseWeight
 from perilune.ops.native import Native
 from perilune.ops.select import OPS, Needs, choose
@@ -51,6 +52,31 @@ def test_a_weight_the_kernels_cannot_read_keeps_its_ops_on_the_reference() -> No
     assert selection.ops.rms_norm is not REFERENCE.rms_norm
     refused = {choice.op: dict(choice.refused) for choice in selection.choices}
     assert "float32" in refused["linear"]["cpu"]
+
+
+@needs_kernels
+def test_kernels_that_disagree_with_the_reference_on_this_processor_are_refused_with_the_numbers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(selfcheck.norm_cpu, "rms_norm", lambda native, x, weight, eps: x * 1.1)
+    with caplog.at_level(logging.WARNING):
+        selection = choose(Needs())
+    assert selection.ops == REFERENCE
+    assert "RMSNorm differs from the reference by" in selection.because
+    native = Native.load()
+    assert isinstance(native, Native)
+    tried = [record.message for record in caplog.records if "are not used" in record.message]
+    assert len(tried) == len(native.module.names())
+
+
+@needs_kernels
+def test_every_variant_of_this_processor_agrees_with_the_reference() -> None:
+    native = Native.load()
+    assert isinstance(native, Native)
+    for name in native.module.names():
+        variant = Native.load(name)
+        assert isinstance(variant, Native)
+        assert selfcheck.disagreement(variant) is None
 
 
 @needs_kernels

@@ -22,6 +22,7 @@ from perilune.ops.mla import cpu as mla
 from perilune.ops.moe import cpu as moe
 from perilune.ops.native import BF16, Native, refuses_weight
 from perilune.ops.norm import cpu as norm
+from perilune.ops.selfcheck import disagreement
 from perilune.ops.table import REFERENCE, Ops
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,9 @@ class Selection:
 
 def choose(needs: Needs, kernels: str = "auto") -> Selection:
     """Pick a backend for every op: `kernels` is "auto", or "reference" to use no other."""
-    native: Native | str = "kernels=reference was asked for" if kernels == "reference" else Native.load()
+    native: Native | str = "kernels=reference was asked for"
+    if kernels != "reference":
+        native = trusted() if needs.dtype == BF16 else Native.load()
     if isinstance(native, str) and kernels != "reference" and needs.dtype == BF16:
         log.warning("Every op runs on its slow reference: %s.", native)
     choices, chosen = [], {}
@@ -103,6 +106,22 @@ def choose(needs: Needs, kernels: str = "auto") -> Selection:
             refused.append(("cpu", str(reason)))
             choices.append(Choice(op, what, "reference", tuple(refused)))
     return Selection(dataclasses.replace(REFERENCE, **chosen), tuple(choices))
+
+
+def trusted() -> Native | str:
+    """The fastest variant this processor runs and that agrees with the reference here; a string says why none does."""
+    native = Native.load()
+    if isinstance(native, str):
+        return native
+    refused = []
+    for name in native.module.names():
+        native = Native.load(name)
+        reason = native if isinstance(native, str) else disagreement(native)
+        if reason is None:
+            return native
+        log.warning("The %s kernels are not used: %s.", name, reason)
+        refused.append(f"{name}: {reason}")
+    return "; ".join(refused)
 
 
 def _supports(op: str, needs: Needs, native: Native | str) -> str | None:
