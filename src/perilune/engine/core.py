@@ -61,7 +61,9 @@ class EngineCore:
             self.plan.cache, self.plan.prefix
         )  # after the arenas: its lists are long if they are absurdly large
         self.scheduler = Scheduler(self.cache, config.prefill_chunk)
-        self._disk = open_tier(config, checkpoint, self.plan.dtype, self.cache, self.runner.arenas)
+        self._disk = open_tier(
+            config, checkpoint, self.plan.dtype, self.runner.selection.because, self.cache, self.runner.arenas
+        )
         self._active: dict[str, _Active] = {}
         self._grammars = GrammarQueue(self.tokenizer, self.spec.vocab, self.stop_ids)
         self._counts = {

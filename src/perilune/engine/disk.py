@@ -18,24 +18,27 @@ from perilune.models.checkpoint import Checkpoint
 from perilune.models.fingerprint import fingerprint
 
 
-def identity(checkpoint: Checkpoint, dtype: str) -> bytes:
+def identity(checkpoint: Checkpoint, dtype: str, kernels: str) -> bytes:
     """A hash of all that an entry's bytes depend on beside its tokens: weights, layout, and what computed them.
 
     Another build may round otherwise, so its entries are others: warm = cold would not hold across the two.
     """
     parts = (
         fingerprint(checkpoint.path).hex(), repr(CacheGeometry.of(checkpoint.spec, dtype)), LAYOUT_VERSION,
-        __version__, torch.__version__, torch.backends.cpu.get_cpu_capability(),
+        kernels, __version__, torch.__version__, torch.backends.cpu.get_cpu_capability(),
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).digest()
 
 
 def open_tier(
-    config: EngineConfig, checkpoint: Checkpoint, dtype: str, manager: CacheManager, arenas: CacheArenas
+    config: EngineConfig, checkpoint: Checkpoint, dtype: str, kernels: str, manager: CacheManager, arenas: CacheArenas
 ) -> DiskTier | None:
-    """None unless `cache_dir` is set. Raises ConfigError if the folder cannot be used."""
+    """None unless `cache_dir` is set. `kernels` says which backend serves which op.
+
+    Raises ConfigError if the folder cannot be used.
+    """
     if config.cache_dir is None:
         return None
-    model = identity(checkpoint, dtype)
+    model = identity(checkpoint, dtype, kernels)
     store = Store(Path(config.cache_dir).expanduser(), model, config.cache_disk_bytes)
     return DiskTier(store, model, manager, arenas)
