@@ -29,7 +29,9 @@ class GrammarCompiler:
     def start(self, grammar: Grammar) -> GrammarConstraint:
         """A fresh position at the start of `grammar`. Raises RequestError if it does not compile."""
         try:
-            if grammar.kind == "json_schema":
+            if grammar.kind == "json_schema" and grammar.compact:
+                compiled = self._compiler.compile_json_schema(grammar.text, any_whitespace=False, separators=(",", ":"))
+            elif grammar.kind == "json_schema":
                 compiled = self._compiler.compile_json_schema(grammar.text, max_whitespace_cnt=MAX_BLANKS)
             elif grammar.kind == "json_object":
                 compiled = self._compiler.compile_json_schema(

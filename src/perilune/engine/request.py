@@ -29,10 +29,14 @@ class _CheckedFields(type):
 
 @dataclass(frozen=True)
 class Grammar:
-    """Constrained output: `kind` and the text that goes with it (a JSON schema, a regex, an EBNF grammar)."""
+    """Constrained output: `kind` and the text that goes with it (a JSON schema, a regex, an EBNF grammar).
+
+    `compact`: JSON without white space between its tokens, for what a program reads and nobody else.
+    """
 
     kind: Literal["json_schema", "json_object", "regex", "ebnf"]
     text: str = ""
+    compact: bool = False
 
 
 @dataclass(frozen=True)

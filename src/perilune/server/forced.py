@@ -19,7 +19,7 @@ _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\
 def forced_grammar(functions: Sequence[dict[str, Any]]) -> Grammar:
     """The grammar for exactly one call of one of `functions`, each {"name", "parameters"} as in a request."""
     if len(functions) == 1:
-        return Grammar("json_schema", json.dumps(_parameters(functions[0])))
+        return Grammar("json_schema", json.dumps(_parameters(functions[0])), compact=True)
     definitions = {f"call_{i}": _moved(_parameters(f), f"#/$defs/call_{i}") for i, f in enumerate(functions)}
     calls = [
         {
@@ -30,7 +30,7 @@ def forced_grammar(functions: Sequence[dict[str, Any]]) -> Grammar:
         }
         for i, function in enumerate(functions)
     ]
-    return Grammar("json_schema", json.dumps({"anyOf": calls, "$defs": definitions}))
+    return Grammar("json_schema", json.dumps({"anyOf": calls, "$defs": definitions}), compact=True)
 
 
 class ArgumentsReader:
