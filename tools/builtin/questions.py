@@ -41,12 +41,17 @@ _SMALL = frozenset(("the", "a", "an", "of", "is", "does", "do", "in", "to", "for
 
 @dataclass(frozen=True)
 class Topic:
-    """One answer, the phrasings trained on and the phrasings held out."""
+    """One answer, the phrasings trained on, and those held out: written by hand, or from generic forms."""
 
     name: str
     answer: str
     asked: tuple[str, ...]
-    held_out: tuple[str, ...]
+    by_hand: tuple[str, ...]
+    generic: tuple[str, ...]
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        return self.by_hand + self.generic
 
 
 def topics() -> list[Topic]:
@@ -69,9 +74,10 @@ def _topic(block: str) -> Topic:
     subjects = [s.strip() for line in entries["S"] for s in line.split("|")]
     generic = [_capital(form.format(s)) for s in subjects for form in _GENERIC]
     generic_held_out = [_capital(form.format(s)) for s in subjects for form in _GENERIC_HELD_OUT]
-    held_out = dict.fromkeys(entries["H"] + generic_held_out)
-    asked = tuple(q for q in dict.fromkeys(entries["Q"] + generic) if q not in held_out)
-    return Topic(name, entries["A"][0], asked, tuple(held_out))
+    by_hand = tuple(entries["H"])
+    generic_held_out = [q for q in dict.fromkeys(generic_held_out) if q not in by_hand]
+    asked = [q for q in dict.fromkeys(entries["Q"] + generic) if q not in (*by_hand, *generic_held_out)]
+    return Topic(name, entries["A"][0], tuple(asked), by_hand, tuple(generic_held_out))
 
 
 def _capital(text: str) -> str:
