@@ -22,6 +22,27 @@ _THINGS = (
 )  # fmt: skip
 _HOLDERS = ("boxes", "bags", "baskets", "jars", "drawers", "shelves")
 
+_GAIN = (
+    "find",
+    "buy",
+    "get",
+    "win",
+    "make",
+    "receive",
+    "earn",
+    "borrow",
+    "save",
+    "bake",
+    "order",
+    "catch",
+    "count",
+    "bring",
+)
+_LOSE = (
+    "loses", "gives away", "sells", "drops", "spends", "uses", "breaks", "eats", "hides", "returns", "forgets", "burns",
+    "mails away", "puts away", "takes out", "lends out", "leaves behind", "hands out", "uses up",
+)  # fmt: skip
+
 Numbers = tuple[int, ...]
 
 
@@ -145,7 +166,10 @@ def _numbers(rng: Random, family: Family, *, test: bool) -> Numbers:
 def _worded(rng: Random, family: Family, wording: str, numbers: Numbers) -> Turn:
     n, m, o = rng.sample(_NAMES, 3)
     product = numbers[0] * numbers[1]
-    text = wording.format(*numbers, n=n, m=m, o=o, t=rng.choice(_THINGS), h=rng.choice(_HOLDERS), product=product)
+    gains = rng.choice(_GAIN)
+    gain, lose = ("catches" if gains == "catch" else f"{gains}s"), rng.choice(_LOSE)
+    things = {"t": rng.choice(_THINGS), "h": rng.choice(_HOLDERS), "product": product}
+    text = wording.format(*numbers, n=n, m=m, o=o, gain=gain, gains=gains, lose=lose, **things)
     return Turn(text, answer(family.solve(numbers)), family.name)
 
 

@@ -1,4 +1,4 @@
-"""Questions and answers on perilune and its subject: questions.txt, generic phrasings, and small blemishes."""
+"""Questions and answers on perilune and its subject: questions.txt and generic phrasings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from builtin.blemish import blemished
 from builtin.chat import Turn
 
 SOURCE = Path(__file__).with_name("questions.txt")
@@ -34,9 +35,6 @@ _GENERIC_HELD_OUT = (
     "Help me understand {}.",
     "Do you know what {} is?",
 )
-_OPENINGS = ("Please tell me: ", "Quick question: ", "Hi! ", "Hello, ", "I wonder: ", "Please answer: ", "So, ")
-_CLOSINGS = (" Thanks!", " Please be brief.", " Thank you.", " Answer in short.")
-_SMALL = frozenset(("the", "a", "an", "of", "is", "does", "do", "in", "to", "for", "are", "has", "have"))
 
 
 @dataclass(frozen=True)
@@ -89,23 +87,4 @@ def _capital(text: str) -> str:
 def turn(rng: Random, found: list[Topic]) -> Turn:
     """A random topic in a random training phrasing, sometimes with small blemishes."""
     topic = rng.choice(found)
-    return Turn(_blemish(rng, rng.choice(topic.asked)), topic.answer, topic.name)
-
-
-def _blemish(rng: Random, text: str) -> str:
-    """As people type: an opening, no capitals, no question mark, a small word dropped."""
-    if rng.random() < 0.15:
-        words = text.split()
-        small = [i for i, word in enumerate(words) if word.lower() in _SMALL]
-        if small and len(words) > 3:
-            del words[rng.choice(small)]
-            text = " ".join(words)
-    if rng.random() < 0.12:
-        text = rng.choice(_OPENINGS) + text
-    elif rng.random() < 0.08:
-        text += rng.choice(_CLOSINGS)
-    if rng.random() < 0.12:
-        text = text.lower()
-    if rng.random() < 0.12:
-        text = text.rstrip("?.!")
-    return text
+    return Turn(blemished(rng, rng.choice(topic.asked)), topic.answer, topic.name)
