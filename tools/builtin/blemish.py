@@ -41,31 +41,7 @@ _CLOSINGS = """
     That would help me.
     Asking for a friend.
 """
-_SMALL = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "at",
-        "can",
-        "do",
-        "does",
-        "for",
-        "has",
-        "have",
-        "i",
-        "in",
-        "is",
-        "it",
-        "my",
-        "of",
-        "on",
-        "the",
-        "to",
-        "with",
-    ]
-)
+_SMALL = "a an and are at can do does for has have i in is it my of on the to with"
 _SYNONYMS = """
     memory: RAM, space
     box: machine, computer, PC
@@ -113,7 +89,7 @@ def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.strip().splitlines()]
 
 
-OPENINGS, CLOSINGS = _lines(_OPENINGS), _lines(_CLOSINGS)
+OPENINGS, CLOSINGS, SMALL = _lines(_OPENINGS), _lines(_CLOSINGS), frozenset(_SMALL.split())
 SYNONYMS = {word: tuple(others.split(", ")) for word, others in (line.split(": ") for line in _lines(_SYNONYMS))}
 
 
@@ -122,7 +98,7 @@ def blemished(rng: Random, text: str) -> str:
     words = text.split()
     if rng.random() < 0.6 and len(words) > 3:
         words = [_other_word(rng, word) for word in words]
-        lost = [rng.random() < (0.2 if word.lower() in _SMALL else 0.06) for word in words]
+        lost = [rng.random() < (0.2 if word.lower() in SMALL else 0.06) for word in words]
         words = [word for word, gone in zip(words, lost, strict=True) if not gone] or words
         if rng.random() < 0.15:
             i = rng.randrange(len(words))
