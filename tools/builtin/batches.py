@@ -19,7 +19,7 @@ WARM_STEPS = 400
 
 _LENGTHS = (128, 256, TRAINED_LENGTH, 128, 256, 256)
 _RETRIEVAL_SHARE = {128: 0.1, 256: 0.2, 512: 0.45}
-_SUMS = 0.4
+_SUMS = 0.45
 """Share of sums among the turns of a chat row; the others are questions."""
 
 _SYSTEM = ("You are a helpful assistant.", "Answer in short.", "You are perilune.")
