@@ -261,6 +261,33 @@ def test_a_responses_stream_sends_typed_events_that_build_the_answer(openai: Ope
     assert text == whole.output_text == events[-1].response.output_text
 
 
+def test_a_responses_text_has_the_log_probabilities_of_its_tokens(openai: OpenAI) -> None:
+    asked = {"model": MODEL, "input": "What is a page?", "max_output_tokens": 8, "temperature": 0, "top_logprobs": 2}
+    asked |= {"include": ["message.output_text.logprobs"]}
+    whole = openai.responses.create(**asked)
+    [message] = whole.output
+    [part] = message.content
+    assert whole.top_logprobs == 2
+    assert bytes(byte for entry in part.logprobs for byte in entry.bytes).decode() == part.text
+    for entry in part.logprobs:
+        assert len(entry.top_logprobs) == 2
+        assert entry.logprob == entry.top_logprobs[0].logprob <= 0
+    events = list(openai.responses.create(**asked, stream=True))
+    deltas = [entry for event in events if event.type == "response.output_text.delta" for entry in event.logprobs]
+    assert [entry.token for entry in deltas] == [entry.token for entry in part.logprobs]
+    done = {event.type: event for event in events}
+    assert done["response.output_text.done"].logprobs[0].logprob == part.logprobs[0].logprob
+    assert done["response.content_part.added"].part.logprobs == []
+    assert events[-1].response.output[0].content[0].logprobs == part.logprobs
+    assert openai.responses.create(**{**asked, "include": [], "top_logprobs": 0}).output[0].content[0].logprobs == []
+
+
+def test_responses_top_logprobs_without_asking_for_logprobs_is_refused(openai: OpenAI) -> None:
+    with pytest.raises(sdk.BadRequestError, match=r"message\.output_text\.logprobs") as caught:
+        openai.responses.create(model=MODEL, input="Hello", top_logprobs=2)
+    assert caught.value.param == "top_logprobs"
+
+
 def test_the_clients_own_response_stream_helper_accepts_the_events(openai: OpenAI) -> None:
     form = {"format": {"type": "json_schema", "name": "colour", "schema": COLOUR}}
     with openai.responses.stream(model=MODEL, input="Hello", text=form, max_output_tokens=100) as stream:
