@@ -288,6 +288,19 @@ def test_responses_top_logprobs_without_asking_for_logprobs_is_refused(openai: O
     assert caught.value.param == "top_logprobs"
 
 
+def test_a_final_message_that_is_continued_goes_on_where_it_was_cut(openai: OpenAI) -> None:
+    asked = {"model": MODEL, "temperature": 0, "max_tokens": 8}
+    extra = {"continue_final_message": True, "add_generation_prompt": False}
+    begun = [*ASK, {"role": "assistant", "content": "A page is"}]
+    chat = openai.chat.completions.create(messages=begun, **asked, extra_body=extra | {"return_token_ids": True})
+    ids = chat.prompt_token_ids
+    assert openai.post("/../tokenize", body={"messages": begun, **extra}, cast_to=object)["tokens"] == ids
+    text = openai.post("/../detokenize", body={"tokens": ids}, cast_to=object)["prompt"]
+    assert text.endswith("A page is")
+    plain = openai.completions.create(prompt=ids, **asked)
+    assert chat.choices[0].message.content == plain.choices[0].text
+
+
 def test_the_clients_own_response_stream_helper_accepts_the_events(openai: OpenAI) -> None:
     form = {"format": {"type": "json_schema", "name": "colour", "schema": COLOUR}}
     with openai.responses.stream(model=MODEL, input="Hello", text=form, max_output_tokens=100) as stream:
@@ -343,7 +356,12 @@ def test_previous_response_id_is_refused_with_the_way_out(openai: OpenAI) -> Non
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}},
          "response_format", "nonsense"),
         ({"guided_regex": "("}, "response_format", "parenthesis"),
-        ({"continue_final_message": True}, "continue_final_message", "not supported"),
+        ({"continue_final_message": True}, "continue_final_message", "role is 'user'"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message", "exclude"),
+        ({"messages": [*ASK, {"role": "assistant", "content": " "}], "continue_final_message": True},
+         "continue_final_message", "no content"),
+        ({"messages": [*ASK, {"role": "assistant", "content": "A"}], "continue_final_message": True,
+          "tools": [tool("paint", COLOUR)], "tool_choice": "required"}, "tool_choice", "is to be continued"),
     ],
     ids=lambda value: value if isinstance(value, str) and "." not in value else None,
 )  # fmt: skip

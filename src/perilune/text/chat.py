@@ -14,7 +14,7 @@ import jinja2
 from perilune.errors import CheckpointError, RequestError
 from perilune.text.added import named_token
 from perilune.text.guard import Guard, Markers
-from perilune.text.messages import Arguments, checked_messages, checked_tools, deep_sorted
+from perilune.text.messages import Arguments, checked_messages, checked_tools, deep_sorted, require_continuable
 from perilune.text.sandbox import BoundedEnvironment
 from perilune.text.tokenizer import Tokenizer
 from perilune.text.vocabulary import read_json
@@ -78,27 +78,36 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         extra: Mapping[str, Any] | None = None,
     ) -> Prompt:
         """The prompt for `messages`. `extra` are further template variables, such as `enable_thinking`.
 
+        With `continue_final_message` it ends where the text of the last message ends, and no turn is opened.
         Raises RequestError with `param` set: bad messages, tools or extra; a template that rejects them.
         """
         if taken := _RESERVED & set(extra or {}):
             raise RequestError(f"{min(taken)!r} cannot be a template variable.", param="chat_template_kwargs")
         guard = Guard(self._markers)
         checked = checked_messages(messages, splits_thinking="</think>" in self._tokenizer.special_ids)
+        hidden = [_hidden_message(message, guard) for message in checked]
+        if continue_final_message:
+            require_continuable(checked[-1], f"messages[{len(checked) - 1}]")
+            hidden[-1]["content"] = guard.with_end(hidden[-1]["content"])
+            add_generation_prompt = False
         checked_list = checked_tools(tools)
         if _KIMI_MARK in self._tokenizer.special_ids:
             checked_list = deep_sorted(checked_list)
         variables = {
             **self._tokens,
             **guard.hide(dict(extra or {})),
-            "messages": [_hidden_message(message, guard) for message in checked],
+            "messages": hidden,
             "tools": guard.hide(checked_list),
             "add_generation_prompt": add_generation_prompt,
         }
         text = self._run("tool_use" if checked_list and "tool_use" in self._templates else "default", variables, guard)
+        if continue_final_message:
+            text = _cut(text, guard)
         opens = add_generation_prompt and not any((extra or {}).get(switch) is False for switch in _SWITCHES)
         inside = self._starts_in_reasoning(text.rstrip(), opens)
         return Prompt(self._encode(text, guard), guard.reveal(text), inside)
@@ -131,6 +140,18 @@ class ChatTemplate:
             ids.append(self._tokenizer.special_ids[marker.group()])
             start = marker.end()
         return ids + self._tokenizer.encode(guard.reveal(text[start:]))
+
+
+def _cut(text: str, guard: Guard) -> str:
+    before = guard.up_to_end(text)
+    if before is None:
+        raise RequestError(
+            "The final message cannot be continued.",
+            "The model's chat template leaves its text out or changes it.",
+            "Leave continue_final_message out.",
+            param="continue_final_message",
+        )
+    return before
 
 
 def _hidden_message(message: Mapping[str, Any], guard: Guard) -> dict[str, Any]:
