@@ -17,10 +17,13 @@ from perilune.text.guard import Guard, Markers
 from perilune.text.messages import Arguments, checked_messages, checked_tools, deep_sorted, require_continuable
 from perilune.text.sandbox import BoundedEnvironment
 from perilune.text.tokenizer import Tokenizer
+from perilune.text.typescript import declarations
 from perilune.text.vocabulary import read_json
 
 _KIMI_MARK = "<|tool_calls_section_begin|>"
 """A vocabulary with this token is Kimi's: sorted tools, and an opening <think> that may go unsaid."""
+_TYPESCRIPT = "tools_ts_str"
+"""What templates since Kimi-K2.5's call the tools in TypeScript."""
 _SWITCHES = ("thinking", "enable_thinking")
 """What Kimi's and GLM's templates call the variable that turns reasoning off."""
 _TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
@@ -100,6 +103,7 @@ class ChatTemplate:
             checked_list = deep_sorted(checked_list)
         variables = {
             **self._tokens,
+            **self._typescript(checked_list, guard),
             **guard.hide(dict(extra or {})),
             "messages": hidden,
             "tools": guard.hide(checked_list),
@@ -111,6 +115,11 @@ class ChatTemplate:
         opens = add_generation_prompt and not any((extra or {}).get(switch) is False for switch in _SWITCHES)
         inside = self._starts_in_reasoning(text.rstrip(), opens)
         return Prompt(self._encode(text, guard), guard.reveal(text), inside)
+
+    def _typescript(self, tools: Sequence[Mapping[str, Any]] | None, guard: Guard) -> dict[str, str]:
+        """Kimi-K2.5's tool declarations, for templates that print them; without them, these print JSON."""
+        text = declarations(deep_sorted(tools)) if tools and self.writes(_TYPESCRIPT) else None
+        return {} if text is None else {_TYPESCRIPT: guard.hide_text(text)}
 
     def writes(self, marker: str) -> bool:
         """Whether any of the templates mentions `marker`."""
