@@ -101,12 +101,16 @@ class CacheManager:
         self._tree = RadixTree(self._pages, self._rows, stateful=prefix is not None and prefix.stateful)
         self.counts = PrefixCounts()
 
-    def can_admit(self, tokens: int, prompt: tuple[int, ...] = ()) -> bool:
-        """Whether a new request with room for `tokens` tokens, of which `prompt` are known, fits right now."""
-        return len(self._held) < self.plan.slots and self._fits(tokens, self._match(prompt))
+    def can_admit(self, tokens: int, prompt: tuple[int, ...] = (), most: int | None = None) -> bool:
+        """Whether a new request with room for `tokens` tokens, of which `prompt` are known, fits right now.
 
-    def _match(self, prompt: tuple[int, ...]) -> Match:
-        return self._tree.match(prompt, reusable(len(prompt))) if self.prefix else Match()
+        `most`: how many of the prompt's tokens may be found in the tree, if the request needs the others computed.
+        """
+        return len(self._held) < self.plan.slots and self._fits(tokens, self._match(prompt, most))
+
+    def _match(self, prompt: tuple[int, ...], most: int | None) -> Match:
+        limit = reusable(len(prompt))
+        return self._tree.match(prompt, limit if most is None else min(limit, most)) if self.prefix else Match()
 
     def _fits(self, tokens: int, match: Match) -> bool:
         if not self._rows.free and self._tree.spare_snapshot() is None:
@@ -114,16 +118,16 @@ class CacheManager:
         need = pages_for(tokens) - len(match.reused)
         return need <= self._pages.free or need <= self._pages.free + self._tree.spare_pages(match.reused)
 
-    def admit(self, request_id: str, tokens: int, prompt: tuple[int, ...] = ()) -> int:
+    def admit(self, request_id: str, tokens: int, prompt: tuple[int, ...] = (), most: int | None = None) -> int:
         """Gives `request_id` a slot and pages for `tokens` tokens; returns the slot.
 
         The first `cached(request_id)` tokens of `prompt` are in its pages already, shared and never to be written, and
         their state is in the row `source(request_id)`, to be copied into the slot; without a source the slot still
-        holds its former owner's state and is to be cleared. Call only after `can_admit(tokens, prompt)`.
+        holds its former owner's state and is to be cleared. Call only after `can_admit` with the same arguments.
         """
         if request_id in self._held:
             raise AssertionError(f"{request_id!r} is admitted already")
-        match = self._match(prompt)
+        match = self._match(prompt, most)
         if len(self._held) >= self.plan.slots or not self._fits(tokens, match):
             raise AssertionError(
                 f"{request_id!r} needs a slot and {pages_for(tokens)} pages; "
@@ -138,9 +142,12 @@ class CacheManager:
         self._held[request_id] = held
         if self.prefix:
             self._tree.use(match)
-            self.counts.look_up(len(prompt), match)
             held.branch = branch(match.kv_tokens, match.tokens)
-            held.explanation = explain(len(prompt), match)
+            if most is None:
+                self.counts.look_up(len(prompt), match)
+                held.explanation = explain(len(prompt), match)
+            else:  # what was found says nothing about the cache
+                held.explanation = f"{match.tokens} of {len(prompt)} prompt tokens reused: the rest was not to be"
         return held.slot
 
     def _take_slot(self, request_id: str, held: _Held, node: Node | None) -> None:

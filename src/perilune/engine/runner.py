@@ -42,8 +42,12 @@ class Runner:
         self.arenas.copy(source, slot)
 
     def run(self, pieces: Sequence[Piece]) -> Tensor:
-        """One step; fp32 logits [n, vocab], the wanted rows of the pieces in order."""
+        """One step; the wanted rows of the pieces in order, [n, D], for `head`."""
         return self._decoder(Batch.build(pieces), self.arenas)
+
+    def head(self, rows: Tensor) -> Tensor:
+        """fp32 logits [n, vocab] of rows that `run` returned."""
+        return self._decoder.head(rows)
 
 
 def _needs(spec: ModelSpec, weights: ModelWeights, dtype: str) -> Needs:
