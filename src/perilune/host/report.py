@@ -57,7 +57,10 @@ def render(report: Report) -> RenderableType:
         for check in report.checks:
             if check.status is status:
                 parts += [_line(check), _details(check, report.family), Text()]
-    for status in (Status.UNKNOWN, Status.INFO, Status.PASS):
+    for reason, ids in _unknown(report).items():
+        parts += [_row(Status.UNKNOWN, ids[0], reason), *_alike(ids)]
+    parts += [Text()] if _unknown(report) else []
+    for status in (Status.INFO, Status.PASS):
         lines = [_line(check) for check in report.checks if check.status is status]
         parts += [*lines, Text()] if lines else []
     skips = [check.id for check in report.checks if check.status is Status.SKIP]
@@ -73,13 +76,30 @@ def _verdict(report: Report) -> Text:
     return Text.assemble((f"{mark} {report.target}", style), (f"  {report.chosen}", "dim"), "\n  ", *words[:-1])
 
 
+def _unknown(report: Report) -> dict[str, list[str]]:
+    """Ids by reason: one missing file can hide what twenty rules look at."""
+    reasons: dict[str, list[str]] = {}
+    for check in report.checks:
+        if check.status is Status.UNKNOWN:
+            reasons.setdefault(check.says, []).append(check.id)
+    return reasons
+
+
+def _alike(ids: list[str]) -> list[RenderableType]:
+    return [Padding(Text(f"the same: {', '.join(ids[1:])}", "dim"), (0, 0, 0, 21))] if ids[1:] else []
+
+
 def _line(check: Check) -> Table:
-    mark, style = _STYLE[check.status]
+    return _row(check.status, check.id, check.says)
+
+
+def _row(status: Status, id: str, says: str) -> Table:
+    mark, style = _STYLE[status]
     grid = Table.grid(padding=(0, 1))
     grid.add_column(width=1)
     grid.add_column(width=18, no_wrap=True)
     grid.add_column()
-    grid.add_row(Text(mark, style), Text(check.id, style), Text(check.says))
+    grid.add_row(Text(mark, style), Text(id, style), Text(says))
     return grid
 
 

@@ -1,4 +1,4 @@
-"""A shell script that makes a report's fixes on one family of distributions. Written here, reviewed and run by the user.
+"""A shell script that makes a report's fixes on one family of distributions: written here, read and run by the user.
 
 It sets what it sets to one value however often it runs, keeps a copy of each file before its first change, and prints
 what is left to do by hand. `ROOT` (empty by default) goes before every path that it changes, to try it on a copy.
@@ -47,8 +47,6 @@ run() {{
 }}
 """
 
-# edit FILE PATTERN NAME [VALUE] drops NAME, with or without a value, from the lines that match PATTERN and begin the
-# options; then appends NAME=VALUE, inside the closing quote if the line has one.
 _EDIT = """
 # edit FILE LINES NAME [VALUE]: in the lines that begin with LINES, every NAME or NAME=... goes; NAME=VALUE comes last.
 edit() {

@@ -139,6 +139,7 @@ VARIABLES = frozenset(
 )  # fmt: skip
 
 _KEEP: tuple[tuple[str, Callable[[str], str]], ...] = (
+    (r"file /run/\.containerenv", lambda _: ""),  # that it is there says all; it names the container
     (r"file /proc/cmdline", _cmdline),
     (r"file /proc/meminfo", _lines(r"(MemTotal|MemAvailable|SwapTotal|HugePages_Total|Hugepagesize):")),
     (r"file /proc/cpuinfo", _cpuinfo),

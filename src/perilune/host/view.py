@@ -83,17 +83,16 @@ class Host:
         return found
 
     def names(self, path: str, pattern: str) -> tuple[str, ...]:
-        return self._listed(self.optional_listing(path, pattern), path)
+        """What is in a folder. Only a problem is evidence: a listing is the way to something, not the thing."""
+        listing = self.root.names(path, pattern)
+        if listing.problem:
+            self.saw(path, f"({listing.problem})")
+        return self._readable(listing)
 
-    def optional_listing(self, path: str, pattern: str) -> tuple[str, ...] | None:
+    def optional_names(self, path: str, pattern: str) -> tuple[str, ...] | None:
         listing = self.root.names(path, pattern)
         self.saw(path, f"({listing.problem})" if listing.problem else " ".join(listing.names) or "(empty)")
         return None if listing.absent else self._readable(listing)
-
-    def _listed(self, names: tuple[str, ...] | None, path: str) -> tuple[str, ...]:
-        if names is None:
-            raise CannotTell(f"{path}: absent")
-        return names
 
     def _readable(self, listing: Listing) -> tuple[str, ...]:
         if listing.problem:
@@ -141,7 +140,7 @@ class Host:
         """The same from /etc/modprobe.d, files in order; () if there is no such folder."""
         found = []
         folder = "/etc/modprobe.d"
-        for file in self.optional_listing(folder, r".*\.conf") or ():
+        for file in self.optional_names(folder, r".*\.conf") or ():
             for option in module_options(self.text(f"{folder}/{file}", quiet=True)):
                 if option.name in names:
                     self.saw(f"{folder}/{file}", option.text)
@@ -155,7 +154,7 @@ class Host:
         """The container's value where `docker inspect` was given, else this process's; None if unset or empty."""
         container = self.container()
         if container is None:
-            return self.optional_text(name, "variable") or None
+            return (self.optional_text(name, "variable") or "").strip() or None
         found = None
         for word in _strings(_mapping(container.get("Config")).get("Env")):
             key, _, value = word.partition("=")
@@ -192,7 +191,12 @@ class Host:
 
     def in_container(self) -> bool:
         """Whether the doctor itself runs in one; Docker and Podman each leave a file at the root."""
-        return any(self.reading("file", path).text is not None for path in ("/.dockerenv", "/run/.containerenv"))
+        inside = False
+        for path in ("/.dockerenv", "/run/.containerenv"):
+            found = self.root.read("file", path)
+            self.saw(path, "(there)" if found.text is not None else f"({found.problem})")
+            inside = inside or not found.absent
+        return inside
 
     def container(self) -> dict[str, Any] | None:
         """What `docker inspect` said of a container, if the user gave it."""
@@ -223,7 +227,6 @@ class Host:
         found = tuple(node for node in self.nodes() if node.is_gpu and node.gfx == GFX.get(self.target))
         if not found:
             raise CannotTell(f"no node of {NODES} is a {GFX.get(self.target, 'GPU')}")
-        self.saw(found[0].path, f"gfx_target_version {found[0].values['gfx_target_version']}")
         return found
 
     def value(self, node: KfdNode, name: str) -> int:

@@ -95,7 +95,7 @@ def dkms(host: Host) -> Finding:
     source="871 NIX",
 )
 def npu(host: Host) -> Finding:
-    loaded = host.optional_listing("/sys/module/amdxdna", r"version|parameters|refcnt") is not None
+    loaded = host.optional_names("/sys/module/amdxdna", r"version|parameters|refcnt") is not None
     return info("the NPU's driver is loaded" if loaded else "the NPU's driver is not loaded; nothing here needs it")
 
 

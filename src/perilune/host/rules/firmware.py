@@ -39,7 +39,9 @@ def mes_version(host: Host) -> int:
         host.saw("command rocm-smi --showfw", f"MES {shown}" if shown else "(no MES)")
         found = parse_mes(next(iter(shown.values()), ""))
     if found is None:
-        raise CannotTell(f"the loaded MES version cannot be read; as root it is in /sys/kernel/debug/dri ({card})")
+        raise CannotTell(
+            "the loaded MES version is for root only: sudo grep MES /sys/kernel/debug/dri/*/amdgpu_firmware_info"
+        )
     return found
 
 
@@ -123,7 +125,7 @@ def files(host: Host) -> Finding:
     if host.in_container():
         return skipped("in a container, whose firmware files are not the host's")
     host.names("/lib/firmware/amdgpu", r"gc_11_5_1_mes.*\.bin(\.(zst|xz))?")  # there must be a package to override
-    found = host.optional_listing(_OVERRIDE, r".*\.bin(\.(zst|xz))?")
+    found = host.optional_names(_OVERRIDE, r".*\.bin(\.(zst|xz))?")
     if not found:
         return passed("no firmware of your own overrides the package")
     hint = ByHand("remove them once the package is newer, then rebuild the initramfs", Reboot.INITRAMFS)

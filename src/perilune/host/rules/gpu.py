@@ -39,7 +39,7 @@ _BUSY_PERCENT = 10
     source="FIXTURES",
 )
 def kfd_nodes(host: Host) -> Finding:
-    if host.optional_listing(NODES, r"\d+") is None:
+    if host.optional_names(NODES, r"\d+") is None:
         return failed("amdkfd shows no topology: amdgpu is not loaded, or ROCm is off in the kernel", None, _LOAD)
     nodes = host.nodes()
     gpus = [node for node in nodes if node.is_gpu]
@@ -85,7 +85,10 @@ def model(host: Host) -> Finding:
     source="4750",
 )
 def count(host: Host) -> Finding:
-    found, wanted = len(host.gpus()), host.ask.gpus or 8
+    gpus, wanted = host.gpus(), host.ask.gpus or 8
+    found = len(gpus)
+    for gpu in gpus[:2]:
+        host.value(gpu, "gfx_target_version")
     says = f"{found} GPU nodes, {wanted} wanted"
     hint = ByHand("with 64 nodes see gpu.partition; with fewer than 8 look for a GPU lost on the bus: sudo dmesg")
     return passed(says, found) if found == wanted else warned(says, found, hint)

@@ -63,7 +63,7 @@ def kernel(host: Host) -> Finding:
         return passed(f"{found.text}{backport}", found.text)
     if status is Status.WARN:
         return warned(f"{found.text}: before 6.18.4, without AMD's two fixes", found.text, NewKernel())
-    return failed(f"{found.text}: before 6.16.9, HIP cannot see the memory", found.text, NewKernel())
+    return failed(f"{found.text}: before 6.16.9, HIP sees a part of the memory only", found.text, NewKernel())
 
 
 @rule(

@@ -17,14 +17,10 @@ from perilune.host.capacity import (
 from perilune.host.fixes import ByHand, Fix, NewKernel, Reboot
 from perilune.host.kernel import VISIBLE
 from perilune.host.rule import EVERY, STRIX, CannotTell, Finding, failed, info, passed, rule, skipped, warned
-from perilune.host.rules.ttm import limit_fix
+from perilune.host.rules.ttm import SMALL_UMA, limit_fix
 from perilune.host.view import Host
 from perilune.units import GIB, MIB, format_bytes
 
-_UMA = ByHand(
-    "in the BIOS set the iGPU's memory (UMA frame buffer) to the smallest choice, 512 MB, whatever older guides say",
-    Reboot.REBOOT,
-)
 _BIG_BOX = 120 * GIB  # carve-out and visible memory of a 128 GB box come to 125-126 GiB
 _BIG_BOX_GTT = 90 * GIB
 
@@ -41,8 +37,8 @@ def vram(host: Host) -> Finding:
     if found <= SMALL_CARVEOUT:
         return passed(says, found)
     if found < 64 * GIB:
-        return warned(says, found, _UMA)
-    return warned(f"{says}: most of the box is hidden from Linux", found, _UMA)
+        return warned(says, found, SMALL_UMA)
+    return warned(f"{says}: most of the box is hidden from Linux", found, SMALL_UMA)
 
 
 @rule(
@@ -55,6 +51,8 @@ def gtt(host: Host) -> Finding:
     found, carved, memory = host.gtt(), host.vram(), host.meminfo("MemTotal")
     says = f"{format_bytes(found)} can be mapped for the GPU"
     need = host.ask.need
+    if found > 1.01 * host.page_limit():
+        return warned(f"{says} in name, but TTM's limit is lower: see mem.gttsize", found)
     if need is not None and found < need:
         return failed(f"{says}, the plan needs {format_bytes(need)}", found, *limit_fix(host))
     if need is None and memory + carved >= _BIG_BOX and found < _BIG_BOX_GTT:
@@ -98,11 +96,13 @@ def memory_class(host: Host) -> Finding:
     if found in (MemoryClass.CAP15, MemoryClass.CAP31):
         kernel: tuple[Fix, ...] = (NewKernel(),) if host.kernel().release < VISIBLE else ()
         says = f"{found}: {have} for HIP, half of what a carve-out of {format_bytes(carved)} left over"
-        return failed(says, found, *kernel, _UMA, *limit_fix(host))
+        return failed(says, found, *kernel, *limit_fix(host))
     if found is MemoryClass.CAP62:
         return warned(f"cap62: {have} for HIP, the kernel's default of half the memory", found, *limit_fix(host))
     if found is MemoryClass.FWRESERVED:
-        return warned(f"fwreserved: {have} for HIP, all of it carved out in the BIOS; works, but is fixed", found, _UMA)
+        return warned(
+            f"fwreserved: {have} for HIP, all of it carved out in the BIOS; works, but is fixed", found, SMALL_UMA
+        )
     most = capacity(carved, mapped, limit, memory)
     return passed(f"unified: {format_bytes(most)} for one GPU process", found)
 

@@ -17,9 +17,9 @@ from perilune.host.rule import STRIX, CannotTell, Finding, failed, info, passed,
 from perilune.host.view import Host
 from perilune.units import GIB, MIB, format_bytes
 
-_FIRST_UMA = ByHand(
-    "first the BIOS: iGPU memory (UMA frame buffer) to 512 MB; then start perilune doctor again, which proposes a page "
-    "limit for the memory that Linux sees by then",
+SMALL_UMA = ByHand(
+    "in the BIOS set the iGPU's memory (UMA frame buffer) to the smallest choice, 512 MB; then run perilune doctor "
+    "again, which proposes a page limit for the memory that Linux sees by then",
     Reboot.REBOOT,
 )
 
@@ -27,7 +27,7 @@ _FIRST_UMA = ByHand(
 def limit_fix(host: Host) -> tuple[Fix, ...]:
     """The page limit for this host, set where it is set now: the command line wins over modprobe.d."""
     if host.vram() > SMALL_CARVEOUT:
-        return (_FIRST_UMA,)
+        return (SMALL_UMA,)
     proposal = propose_limit(host.meminfo("MemTotal"), host.ask.need)
     if proposal.pages <= 0:
         return ()
