@@ -63,7 +63,7 @@ def amd_smi_versions(text: str, name: str) -> dict[int, str]:
             for entry in gpu["fw_list"]
             if entry["fw_id"] == name
         }
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return {}
 
 

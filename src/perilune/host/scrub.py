@@ -28,7 +28,7 @@ LOG_LINES = re.compile(
     r"|GCVM_L2_PROTECTION_FAULT|\*ERROR\* ring \S* ?timeout|Unknown option|unknown parameter 'gtt_size'"
     r"|gttsize via module parameter is deprecated|GTT memory ready|VRAM memory ready|GTT size has been set as).*"
 )
-_LOG_HEADER = re.compile(r"# \d+ lines")
+_LOG_HEADER = re.compile(r"# \d+ lines, \d+ of amdgpu")
 
 
 def scrub(kind: str, name: str, text: str) -> str:
@@ -61,12 +61,12 @@ def _cmdline(text: str) -> str:
 
 
 def _log(text: str) -> str:
-    """Known messages without time, host and process; a first line counts what was there, so that an empty log shows."""
+    """Known messages without time, host and process. The first line counts what there was, so that an empty log shows."""
     lines = text.splitlines()
     if lines and _LOG_HEADER.fullmatch(lines[0]):
         header, lines = lines[0], lines[1:]
     else:
-        header = f"# {len(lines)} lines"
+        header = f"# {len(lines)} lines, {sum('amdgpu' in line for line in lines)} of amdgpu"
     return _joined([header, *(match[0] for line in lines if (match := LOG_LINES.search(line)))])
 
 
@@ -94,7 +94,7 @@ def _json(reduce: Callable[[Any], Any]) -> Callable[[str], str]:
     def keep(text: str) -> str:
         try:
             return json.dumps(reduce(json.loads(text)))
-        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
             return "not the JSON expected"
 
     return keep

@@ -205,7 +205,7 @@ class Host:
             return None
         try:
             found = json.loads(text)[0]
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             found = None
         if not isinstance(found, dict):
             self.saw("command docker-inspect", text)
@@ -215,11 +215,15 @@ class Host:
     # --- the GPUs
 
     def nodes(self) -> tuple[KfdNode, ...]:
-        """Every KFD node, in the kernel's order."""
+        """Every KFD node, in the kernel's order. One that says too little could be one GPU more."""
         found = []
         for name in self.names(NODES, r"\d+"):
             path = f"{NODES}/{name}/properties"
-            found.append(KfdNode.parse(path, self.text(path, quiet=True)))
+            node = KfdNode.parse(path, self.text(path, quiet=True))
+            if not node.is_gpu and not node.is_cpu:
+                self.saw(path, "(neither a GPU nor a processor)")
+                raise CannotTell(f"{path}: neither a GPU nor a processor")
+            found.append(node)
         return tuple(found)
 
     def gpus(self) -> tuple[KfdNode, ...]:

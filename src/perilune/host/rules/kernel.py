@@ -76,6 +76,8 @@ def bios(host: Host) -> Finding:
     vendor, product, found = (
         host.text(f"/sys/class/dmi/id/{name}").strip() for name in ("sys_vendor", "product_name", "bios_version")
     )
+    if not (vendor and product and found):
+        raise CannotTell("the BIOS does not name itself")
     update = ByHand("sudo fwupdmgr update, or the vendor's tool", Reboot.REBOOT)
     says = f"{product}, BIOS {found}"
     number = version(re.sub(r"^[^0-9]*", "", found))
