@@ -47,28 +47,31 @@ run() {{
 }}
 """
 
-_EDIT = """
+_EDIT = r"""
 # edit FILE LINES NAME [VALUE]: in the lines that begin with LINES, every NAME or NAME=... goes; NAME=VALUE comes last.
 edit() {
     file=$1 lines=$2 name=$3 value=${4-}
     if [ ! -e "$file" ]; then return; fi
+    if [ -n "$value" ] && ! grep -q "^$lines" "$file"; then say "By hand: $file has no line $lines for $name=$value"; fi
     keep "$file"
     new=$(LINES_="$lines" NAME_="$name" VALUE_="$value" awk '
-        index($0, ENVIRON["LINES_"]) == 1 {
-            rest = substr($0, length(ENVIRON["LINES_"]) + 1); quote = ""
-            if (match(rest, /^["\\047]/)) {
-                quote = substr(rest, 1, 1); rest = substr(rest, 2); sub(quote "[ \\t]*$", "", rest)
+        substr($0, 1, length(ENVIRON["LINES_"])) == ENVIRON["LINES_"] {
+            rest = substr($0, length(ENVIRON["LINES_"]) + 1); quote = ""; tail = ""
+            if (match(rest, /^["\047]/)) {
+                quote = substr(rest, 1, 1); rest = substr(rest, 2); end = index(rest, quote)
+                if (end > 0) { tail = substr(rest, end + 1); rest = substr(rest, 1, end - 1) }
             }
-            count = split(rest, words, /[ \\t]+/); rest = ""
+            else if (ENVIRON["LINES_"] ~ /=$/) quote = "\""
+            count = split(rest, words, /[ \t]+/); rest = ""
             for (i = 1; i <= count; i++) {
                 bare = words[i]; sub(/=.*/, "", bare)
                 if (words[i] != "" && bare != ENVIRON["NAME_"]) rest = rest (rest == "" ? "" : " ") words[i]
             }
             if (ENVIRON["VALUE_"] != "") rest = rest (rest == "" ? "" : " ") ENVIRON["NAME_"] "=" ENVIRON["VALUE_"]
-            print ENVIRON["LINES_"] quote rest quote; next
+            print ENVIRON["LINES_"] quote rest quote tail; next
         }
         { print }' "$file")
-    printf '%s\\n' "$new" >"$file"
+    printf '%s\n' "$new" >"$file"
 }
 """
 
@@ -79,7 +82,7 @@ kernel_option() {
     edit "$ROOT/etc/default/grub" 'GRUB_CMDLINE_LINUX=' "$1"
     edit "$ROOT/etc/default/grub" 'GRUB_CMDLINE_LINUX_DEFAULT=' "$@"
     for file in "$ROOT"/etc/default/grub.d/*.cfg; do
-        if [ -e "$file" ] && grep -q "$1" "$file"; then say "also look at $file, which names $1"; fi
+        if [ -e "$file" ] && grep -q '^GRUB_CMDLINE' "$file"; then say "By hand: $file comes later, look at it"; fi
     done
 }
 boot_loader() { run update-grub; }
@@ -162,7 +165,7 @@ def fix_script(report: Report, name: str = "fix.sh") -> str:
     parts += _functions(family, fixes)
     parts += [_section(check, family, done) for check, done in _once(wrong)]
     parts.append(_ending(family, fixes))
-    return "\n".join(parts)
+    return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 def _functions(family: Family, fixes: tuple[Fix, ...]) -> list[str]:
@@ -194,7 +197,7 @@ def _section(check: Check, family: Family, done: set[Fix]) -> str:
             lines.append("# done above")
         else:
             lines += _commands(fix, family)
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _comment(line: str) -> str:
@@ -208,7 +211,7 @@ def _commands(fix: Fix, family: Family) -> list[str]:
         case KernelOptions():
             lines = [f"kernel_option {quote(option)}" for option in fix.drop]
             lines += [f"kernel_option {quote(option)} {quote(value)}" for option, value in fix.add]
-            return [*lines, "boot_loader"]
+            return lines
         case ModuleOption():
             return [f"module_option {quote(fix.module)} {quote(fix.name)} {quote(fix.value)}"]
         case Firmware():
@@ -225,11 +228,11 @@ def _commands(fix: Fix, family: Family) -> list[str]:
 
 def _ending(family: Family, fixes: tuple[Fix, ...]) -> str:
     made = tuple(fix for fix in fixes if not isinstance(fix, NewKernel | ByHand))
-    lines = []
+    lines = ["boot_loader"] if any(isinstance(fix, KernelOptions) for fix in made) else []
     if strongest(made) is Reboot.INITRAMFS:
         lines.append(_INITRAMFS[family])
     if strongest(fixes) is Reboot.NONE:
         lines.append("say 'Done. Look again: perilune doctor'")
     else:
         lines.append("say 'Done. Restart the host, then look again: perilune doctor'")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)

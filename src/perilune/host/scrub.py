@@ -61,7 +61,7 @@ def _cmdline(text: str) -> str:
 
 
 def _log(text: str) -> str:
-    """Known messages without time, host and process. The first line counts what there was, so that an empty log shows."""
+    """Known messages without time, host and process. The first line counts all lines, so that an empty log shows."""
     lines = text.splitlines()
     if lines and _LOG_HEADER.fullmatch(lines[0]):
         header, lines = lines[0], lines[1:]

@@ -38,10 +38,12 @@ def iommu(host: Host) -> Finding:
     source="SGLDOC",
 )
 def realloc(host: Host) -> Finding:
-    words = {part for option in host.options("pci") for part in (option.value or "").split(",")}
+    words = [part for option in host.options("pci") for part in (option.value or "").split(",") if part]
     if "realloc=off" in words:
         return passed("pci=realloc=off")
-    return warned("pci=realloc=off is not set", None, KernelOptions(add=(("pci", "realloc=off"),)))
+    others = [word for word in words if not word.startswith("realloc")]
+    fix = KernelOptions(add=(("pci", ",".join([*others, "realloc=off"])),))
+    return warned("pci=realloc=off is not set", None, fix)
 
 
 RULES = (iommu, realloc)
