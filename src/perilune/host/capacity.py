@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from perilune.units import GIB, MIB, format_bytes
+from perilune.units import GIB, format_bytes
 
 PAGE = 4096
 PAGES_PER_GIB = GIB // PAGE  # 262,144
@@ -101,8 +101,3 @@ def propose_limit(memory: int, plan: int | None = None) -> Proposal:
     else:
         because = "what the plan needs" if wanted > DEFAULT_LIMIT else "AMD's value for long contexts"
     return Proposal(pages(size), size, fits, f"{size // GIB} GiB x {PAGES_PER_GIB}; {because}")
-
-
-def gtt_megabytes(limit: int) -> int:
-    """The `amdgpu.gttsize` that says the same as a page limit of `limit` bytes, for kernels before 6.16."""
-    return limit // MIB

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from perilune.host.fixes import ByHand, JoinGroups
-from perilune.host.rule import AMD, GPU, CannotTell, Finding, failed, passed, rule, skipped, warned
+from perilune.host.rule import AMD, GPU, CannotTell, Finding, Status, failed, passed, rule, skipped, warned
 from perilune.host.view import Host
 from perilune.units import GIB, KIB, MIB, format_bytes
 
@@ -46,7 +46,8 @@ def dri(host: Host) -> Finding:
     for path in paths:
         if host.reading("device", path).absent:
             return failed(f"{path} is missing", None, ByHand("pass the whole of /dev/dri: --device /dev/dri"))
-    return next((found for path in paths if (found := _usable(host, path)).value != "rw"), _usable(host, paths[0]))
+    findings = [_usable(host, path) for path in paths]
+    return next((found for found in findings if found.status is not Status.PASS), findings[0])
 
 
 def _usable(host: Host, path: str) -> Finding:

@@ -107,7 +107,7 @@ def rocm(host: Host) -> Finding:
     return passed(f"ROCm {text}", text)
 
 
-# gfx1151 by release line: (good, bad on a fixed kernel). A line in neither is not known well enough to pass.
+# Lines of ROCm that crash on gfx1151 with a fixed kernel. Others are named where they pass; the rest is not known.
 _BAD_LINES = ((6, 4), (7, 1), (7, 9), (7, 10))
 
 

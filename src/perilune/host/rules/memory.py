@@ -78,7 +78,7 @@ def kfd_heap(host: Host) -> Finding:
     "mem.class",
     STRIX,
     why="Half of the memory, or half of what a large carve-out left, is what most hosts start with. It is a setting.",
-    source="5444 LKML SEED-LINEAR",
+    source="5444 TR2987 LKML SEED-LINEAR",
 )
 def memory_class(host: Host) -> Finding:
     heap, carved, mapped, limit = host.heap(host.gpus()[0]), host.vram(), host.gtt(), host.page_limit()
