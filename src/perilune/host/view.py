@@ -182,8 +182,9 @@ class Host:
                 if found is None:
                     raise CannotTell(f"{path}: {text.strip()[:40]!r} is no version")
                 return found
+        wheels = self.package("rocm-sdk-core")
         torch = self.optional_text("torch", "package") or ""
-        return version(torch.partition("+rocm")[2])
+        return wheels or version(torch.partition("+rocm")[2])
 
     def _rocm_folders(self) -> tuple[str, ...]:
         names = self.root.names("/opt", r"rocm-[0-9.]+")

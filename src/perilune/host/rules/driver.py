@@ -61,14 +61,19 @@ def params(host: Host) -> Finding:
     xnack = host.option("amdgpu.xnack")
     if found == {"noretry": None, "cwsr_enable": None}:
         raise CannotTell("amdgpu is not loaded")
-    odd = [f"{name}=0" for name, value in found.items() if value == 0]
-    drop = tuple(f"amdgpu.{word.removesuffix('=0')}" for word in odd)
+    names = [f"amdgpu.{name}" for name, value in found.items() if value == 0]
+    odd = [f"{name}=0" for name in names]
     if xnack is not None:
+        names.append("amdgpu.xnack")
         odd.append(f"{xnack.text}, which amdgpu does not know")
-        drop += ("amdgpu.xnack",)
     if not odd:
         return passed("no option that circulates as a cure is set")
-    return warned(", ".join(odd), None, KernelOptions(drop=drop))
+    on_line = tuple(name for name in names if host.option(name) is not None)
+    fixes: tuple[Fix, ...] = (KernelOptions(drop=on_line),) if on_line else ()
+    if len(on_line) < len(names):
+        elsewhere = ", ".join(name for name in names if name not in on_line)
+        fixes += (ByHand(f"remove {elsewhere} from /etc/modprobe.d", Reboot.INITRAMFS),)
+    return warned(", ".join(odd), None, *fixes)
 
 
 @rule(
