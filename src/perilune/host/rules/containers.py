@@ -147,8 +147,8 @@ def shm(host: Host) -> Finding:
 
 
 def _shm_of_mounts(host: Host) -> int | None:
-    """The size /dev/shm was mounted with; None if it was given none, which makes it half of the memory."""
-    for line in host.text("/proc/self/mounts", quiet=True).splitlines():
+    """The size of the last mount, which hides earlier ones; None if it has none, which makes it half of the memory."""
+    for line in reversed(host.text("/proc/self/mounts", quiet=True).splitlines()):
         fields = line.split()
         if len(fields) == 4 and fields[1] == "/dev/shm":  # noqa: S108
             host.saw("/proc/self/mounts", line)
