@@ -16,9 +16,11 @@ FLOORS = {
     "builtin": 0, "units": 0, "errors": 0,
 }  # fmt: skip
 TORCH_FREE = (
-    "perilune.host.memory", "perilune.plan.folder", "perilune.models.spec", "perilune.models.families",
+    "perilune.host.memory", "perilune.host.doctor", "perilune.plan.folder", "perilune.models.spec",
+    "perilune.models.families",
     "perilune.models.checkpoint", "perilune.cache.geometry", "perilune.cache.manager", "perilune.engine.scheduler",
     "perilune.engine.client", "perilune.engine.request", "perilune.server.app", "perilune.cli.plan",
+    "perilune.cli.doctor",
 )  # fmt: skip
 
 
