@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import select
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
+from perilune.cache.arena import CacheArenas
 from perilune.cache.budget import CachePlan, plan_cache
 from perilune.cache.geometry import CacheGeometry
 from perilune.models.spec import DenseSpec, KdaSpec, LayerSpec, MlaSpec, ModelSpec
 from perilune.pd.errors import TransportError
+from perilune.pd.exchange import Exchange
 from perilune.pd.keys import ClusterKey
+from perilune.pd.leases import LeaseTimes
 from perilune.pd.local import LocalTransport
 from perilune.pd.memory import Memory
 from perilune.pd.nixl import NixlTransport
+from perilune.pd.rank import LocalRank, factories
+from perilune.pd.reception import ReceptionTimes
 from perilune.pd.regions import RegionTable, table_of
+from perilune.pd.settings import Event, PdSettings
 from perilune.pd.tcp import TcpTransport
 from perilune.pd.transport import Factory, Operation, Transport
 
+EventKind = TypeVar("EventKind")
 KEY = ClusterKey(b"a key that only tests know")
 FACTORIES: dict[str, Factory] = {
     "local": LocalTransport,
@@ -92,3 +102,134 @@ def closing() -> Iterator[list[Transport]]:
     yield opened
     for transport in opened:
         transport.close()
+
+
+class Canonical:
+    """One sequence's memory with no engine around it: random bytes per layer, by token and by head."""
+
+    def __init__(self, spec: ModelSpec, tokens: int, seed: int = 1) -> None:
+        random = np.random.default_rng(seed)
+        whole = CacheGeometry.of(spec, "bfloat16")
+
+        def values(*shape: int) -> torch.Tensor:
+            return torch.from_numpy(random.integers(0, 256, shape, np.uint8))
+
+        self.spec, self.tokens = spec, tokens
+        self.latents = {block.layer: values(tokens, block.values * 2) for block in whole.latents}
+        self.states = {b.layer: values(b.heads, b.head_dim, b.head_dim * 4) for b in whole.states}
+        self.convs = {b.layer: values(3, b.heads, b.head_dim, b.carried_taps * 2) for b in whole.states}
+
+    def write(self, arenas: Sequence[CacheArenas], pages: Sequence[int], slot: int) -> None:
+        for rank, arena in enumerate(arenas):
+            for layer, latents in self.latents.items():
+                view = arena.pages(layer).view(torch.uint8)
+                for t in range(self.tokens):
+                    view[pages[t // 64], t % 64] = latents[t]
+            for layer in self.states:
+                heads = self.heads(layer, rank, len(arenas))
+                arena.state(layer).view(torch.uint8)[slot] = self.states[layer][heads]
+                arena.conv(layer).view(torch.uint8)[slot] = self.convs[layer][:, heads]
+
+    def wrong(self, arenas: Sequence[CacheArenas], pages: Sequence[int], slot: int, cached: int = 0) -> list[str]:
+        """Every layer of every rank whose bytes are not these, from token `cached` on; and tails that are not zero."""
+        found = []
+        for rank, arena in enumerate(arenas):
+            for layer, latents in self.latents.items():
+                view = arena.pages(layer).view(torch.uint8)
+                rows = torch.cat([view[page] for page in pages])
+                if not torch.equal(rows[cached : self.tokens], latents[cached:]):
+                    found.append(f"latents of layer {layer} on rank {rank}")
+                if rows[self.tokens : -(-self.tokens // 64) * 64].any():
+                    found.append(f"tail of layer {layer} on rank {rank}")
+            for layer in self.states:
+                heads = self.heads(layer, rank, len(arenas))
+                if not torch.equal(arena.state(layer).view(torch.uint8)[slot], self.states[layer][heads]):
+                    found.append(f"state of layer {layer} on rank {rank}")
+                if not torch.equal(arena.conv(layer).view(torch.uint8)[slot], self.convs[layer][:, heads]):
+                    found.append(f"conv of layer {layer} on rank {rank}")
+        return found
+
+    def heads(self, layer: int, rank: int, tp: int) -> slice:
+        share = len(self.states[layer]) // tp
+        return slice(rank * share, (rank + 1) * share)
+
+
+def filled_arenas(spec: ModelSpec, tp: int, pages: int, slots: int, seed: int) -> list[CacheArenas]:
+    """Real arenas, one per rank, full of noise, so that what nobody wrote cannot look right."""
+    random = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(tp):
+        geometry = CacheGeometry.of(spec, "bfloat16", tp)
+        arenas = CacheArenas(geometry, sized(geometry, pages, slots))
+        for tensor in (arenas.page_arena.tensor.view(torch.uint8), arenas.slot_arena.buffer):
+            tensor.copy_(torch.randint(0, 256, tensor.shape, generator=random, dtype=torch.uint8))
+        made.append(arenas)
+    return made
+
+
+QUICK = PdSettings(
+    transports=("tcp",),
+    leases=LeaseTimes(ttl=5.0, prefill=20.0, longest=30.0),
+    receptions=ReceptionTimes(ttl=5.0, reply=2.0, repeat=0.3, patience=3.0, drain=5.0),
+    drain_seconds=0.5,
+)
+
+
+class TestEngine:
+    """One engine without a model: arenas for each rank, and the exchange that would hang under its loop."""
+
+    __test__ = False
+
+    def __init__(
+        self, name: str, spec: ModelSpec, tp: int = 1, settings: PdSettings = QUICK, pages: int = 80, slots: int = 4,
+        model: str = "model", key: ClusterKey = KEY,
+    ) -> None:  # fmt: skip
+        geometry = CacheGeometry.of(spec, "bfloat16", tp)
+        self.plan = sized(geometry, pages, slots)
+        self.spec, self.arenas = spec, filled_arenas(spec, tp, pages, slots, seed=len(name))
+        tables = [table_of(geometry, self.plan, model, rank) for rank in range(tp)]
+        made_by = factories(settings, key)
+        self.ranks = [
+            LocalRank(table, Memory.of(arenas), made_by, settings.drain_seconds)
+            for table, arenas in zip(tables, self.arenas, strict=True)
+        ]
+        self.exchange = Exchange(name, key, self.ranks, settings)
+        self.events: list[Event] = []
+
+    def start(self) -> TestEngine:
+        self.exchange.start()
+        return self
+
+    def collect(self) -> list[Event]:
+        self.events += self.exchange.events()
+        return self.events
+
+    def wait(self, kind: type[EventKind], name: str = "", seconds: float = 20) -> EventKind:
+        """The first event of that kind, about that request or lease."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for event in self.collect():
+                if isinstance(event, kind) and name in (
+                    "", getattr(event, "request", None), getattr(event, "lease", None)
+                ):  # fmt: skip
+                    self.events.remove(event)
+                    return event
+            select.select([self.exchange], [], [], 0.05)
+        raise AssertionError(f"no {kind.__name__}; there were {self.events}")
+
+    def close(self) -> None:
+        assert self.exchange.close()
+
+
+@pytest.fixture
+def engines() -> Iterator[Callable[..., TestEngine]]:
+    """Makes started engines and closes them at the end."""
+    made: list[TestEngine] = []
+
+    def make(*args: Any, **kwargs: Any) -> TestEngine:
+        made.append(TestEngine(*args, **kwargs))
+        return made[-1].start()
+
+    yield make
+    for one in made:
+        one.close()

@@ -81,9 +81,10 @@ def test_megabytes_in_one_run_and_several_reads_at_once(transport_name: str, clo
 
 def test_the_beacon_tells_whose_memory_it_is(transport_name: str, closing: list[Transport]) -> None:
     pair = Pair(transport_name, closing)
-    address, length = beacon_runs()
-    assert pair.read(Runs(address, np.zeros(1, np.int64), length)).state == "done"
-    assert pair.here.pools[0][:BEACON_BYTES].tobytes() == pair.there.beacon != pair.here.beacon
+    before = pair.here.beacon
+    assert pair.read(beacon_runs(3)).state == "done"
+    assert pair.here.landed(3) == pair.there.beacon != pair.here.beacon == before
+    assert pair.here.landed(2) == bytes(BEACON_BYTES)
 
 
 def test_reading_the_same_bytes_again_is_safe(transport_name: str, closing: list[Transport]) -> None:
@@ -94,7 +95,7 @@ def test_reading_the_same_bytes_again_is_safe(transport_name: str, closing: list
 
 
 @pytest.mark.parametrize(
-    "row", [(1 << 16, 0, 1), (65530, 0, 7), (3 << POOL_SHIFT, 0, 1), (-1, 0, 4), (0, 0, -1)], ids=str
+    "row", [(1 << 16, 0, 1), (65530, 0, 7), (4 << POOL_SHIFT, 0, 1), (-1, 0, 4), (0, 0, -1)], ids=str
 )
 def test_case_14_a_source_outside_the_pools_fails_loudly(
     transport_name: str, closing: list[Transport], row: tuple[int, int, int]

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,24 +25,27 @@ Bytes = NDArray[np.int64]
 POOL_SHIFT = 48  # an address is a pool's number above, a byte's offset in that pool below
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Where one sequence lies in one engine, the same on all its ranks: page i holds tokens from i x page_tokens.
 
     `slot` is None while there is no state to move.
     """
 
-    pages: Sequence[int]
+    pages: tuple[int, ...]
     slot: int | None = None
 
 
 @dataclass(frozen=True)
 class Runs:
-    """`length[i]` bytes from address `source[i]` to address `target[i]`, by rising target; no two runs can be merged."""
+    """`length[i]` bytes from address `source[i]` to address `target[i]`, by rising target; none can be merged."""
 
     source: Bytes
     target: Bytes
     length: Bytes
+
+    @classmethod
+    def none(cls) -> Runs:
+        return cls(_none, _none, _none)
 
     def __len__(self) -> int:
         return len(self.length)
@@ -212,7 +216,7 @@ def _merge(runs: Runs, chosen: NDArray[np.bool_]) -> Runs:
     """The chosen runs by rising target, neighbours on both sides joined."""
     source, target, length = runs.source[chosen], runs.target[chosen], runs.length[chosen]
     if not len(length):
-        return Runs(_none, _none, _none)
+        return Runs.none()
     order = np.argsort(target)
     source, target, length = source[order], target[order], length[order]
     joins = (source[:-1] + length[:-1] == source[1:]) & (target[:-1] + length[:-1] == target[1:])

@@ -10,17 +10,19 @@ from numpy.typing import NDArray
 
 from perilune.cache.arena import CacheArenas
 from perilune.errors import UnsupportedError
-from perilune.pd.compiler import POOL_SHIFT, Bytes
+from perilune.pd.compiler import POOL_SHIFT, Bytes, Runs
 from perilune.pd.errors import PlanError
 from perilune.pd.regions import POOLS
 
 BEACON_BYTES = 64
-BEACON = len(POOLS)  # the beacon's pool number
+MAX_RANKS = 64
+_BEACON, _LANDING = len(POOLS), len(POOLS) + 1  # pool numbers
 _OFFSET = (1 << POOL_SHIFT) - 1
 
 
 class Memory:
-    """Pools of bytes under the addresses that plans use, and a beacon: 64 random bytes in a pool of their own.
+    """Pools of bytes under the addresses that plans use, a beacon (64 random bytes in a pool of their own) and a place
+    where others' beacons land.
 
     A peer reads the beacon before anything else. Only if it finds what the control channel promised does a path lead
     to this process and no other.
@@ -31,11 +33,12 @@ class Memory:
         if len(pools) != len(POOLS):
             raise AssertionError(f"{len(pools)} pools for {POOLS}")
         self._beacon = np.frombuffer(bytearray(secrets.token_bytes(BEACON_BYTES)), np.uint8)
-        self.pools = (*pools, self._beacon)
+        self._landing = np.zeros(MAX_RANKS * BEACON_BYTES, np.uint8)
+        self.pools = (*pools, self._beacon, self._landing)
         for pool in self.pools:
             if pool.ndim != 1 or pool.dtype != np.uint8 or not pool.flags.c_contiguous:
                 raise AssertionError("a pool is one contiguous row of bytes")
-        self.views = tuple(memoryview(pool) if pool.size else memoryview(b"") for pool in self.pools)
+        self.views = tuple(pool.data for pool in self.pools)
         self._starts = np.array([pool.ctypes.data for pool in self.pools], np.int64)
         self._sizes = np.array([pool.size for pool in self.pools], np.int64)
 
@@ -57,6 +60,13 @@ class Memory:
     @property
     def beacon(self) -> bytes:
         return self._beacon.tobytes()
+
+    def landed(self, rank: int) -> bytes:
+        """What a read of `beacon_runs(rank)` brought; zeros before."""
+        return self._landing[rank * BEACON_BYTES : (rank + 1) * BEACON_BYTES].tobytes()
+
+    def clear_landing(self, rank: int) -> None:
+        self._landing[rank * BEACON_BYTES : (rank + 1) * BEACON_BYTES] = 0
 
     @property
     def starts(self) -> list[int]:
@@ -95,6 +105,7 @@ def resolve(address: Bytes, length: Bytes, starts: Bytes, sizes: Bytes) -> Bytes
     return np.asarray(starts[pool] + offset, np.int64)
 
 
-def beacon_runs() -> tuple[Bytes, Bytes]:
-    """(address, length) of a peer's beacon."""
-    return np.array([BEACON << POOL_SHIFT], np.int64), np.array([BEACON_BYTES], np.int64)
+def beacon_runs(rank: int) -> Runs:
+    """A peer's beacon, to the landing place for that of rank `rank`."""
+    source, target = _BEACON << POOL_SHIFT, (_LANDING << POOL_SHIFT) + rank * BEACON_BYTES
+    return Runs(np.array([source]), np.array([target]), np.array([BEACON_BYTES]))

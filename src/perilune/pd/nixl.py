@@ -49,6 +49,7 @@ class NixlTransport(Transport):
     name: ClassVar[str] = "nixl"
     batch_bytes: ClassVar[int] = 32 << 20
     window: ClassVar[int] = 2
+    grace_seconds: ClassVar[float] = 0.5
 
     def __init__(self, memory: Memory) -> None:
         super().__init__(memory)

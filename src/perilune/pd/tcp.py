@@ -190,7 +190,7 @@ class TcpTransport(Transport):
 
     def _request(self, peer: TcpPeer, operation: Operation) -> None:
         table = np.stack([operation.runs.source, operation.runs.length], axis=1)
-        peer.connection.send(_REQUEST.pack(peer.requests, len(table)), memoryview(table).cast("B"))
+        peer.connection.send(_REQUEST.pack(peer.requests, len(table)), table.data.cast("B"))
         peer.requests += 1
 
     def poll(self, timeout: float) -> None:
@@ -251,7 +251,7 @@ class TcpTransport(Transport):
             if count > MAX_RUNS:
                 raise Closed(f"{count} runs in one request")
             table = np.empty((count, 2), np.int64)
-            yield [memoryview(table).cast("B")]
+            yield [table.data.cast("B")]
             connection.send(*self._answer(number, table))
 
     def _answer(self, number: int, table: NDArray[np.int64]) -> list[bytes | memoryview]:

@@ -49,12 +49,14 @@ class Transport(ABC):
     cannot use it, with the reason.
 
     `batch_bytes` is how much one read should ask for: enough for full speed, and little enough that a cancelled pull
-    is over soon. `window` reads to one peer keep the way full.
+    is over soon. `window` reads to one peer keep the way full. For `grace_seconds` after a failed operation bytes may
+    still land, for all that is known.
     """
 
     name: ClassVar[str]
     batch_bytes: ClassVar[int]
     window: ClassVar[int]
+    grace_seconds: ClassVar[float] = 0.0
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
