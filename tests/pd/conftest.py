@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import select
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,19 +19,20 @@ from perilune.cache.arena import CacheArenas
 from perilune.cache.budget import CachePlan, plan_cache
 from perilune.cache.geometry import CacheGeometry
 from perilune.models.spec import DenseSpec, KdaSpec, LayerSpec, MlaSpec, ModelSpec
+from perilune.pd.compiler import Runs
 from perilune.pd.errors import TransportError
 from perilune.pd.exchange import Exchange
 from perilune.pd.keys import ClusterKey
 from perilune.pd.leases import LeaseTimes
 from perilune.pd.local import LocalTransport
-from perilune.pd.memory import Memory
+from perilune.pd.memory import BEACON_BYTES, Memory
 from perilune.pd.nixl import NixlTransport
 from perilune.pd.rank import LocalRank, factories
 from perilune.pd.reception import ReceptionTimes
 from perilune.pd.regions import RegionTable, table_of
 from perilune.pd.settings import Event, PdSettings
 from perilune.pd.tcp import TcpTransport
-from perilune.pd.transport import Factory, Operation, Transport
+from perilune.pd.transport import Factory, Operation, Peer, Transport
 
 EventKind = TypeVar("EventKind")
 KEY = ClusterKey(b"a key that only tests know")
@@ -175,6 +179,46 @@ QUICK = PdSettings(
 )
 
 
+class Gate:
+    """What a stubborn transport waits for, and what it was seen doing."""
+
+    def __init__(self) -> None:
+        self.open, self.begun = threading.Event(), threading.Event()
+        self.threads: set[str] = set()
+        self.failures = 0  # how many reads fail before any succeeds
+
+
+class Stubborn(LocalTransport):
+    """Copies only once the gate is open, and then whatever else was said meanwhile, but for `close`: the worst that a
+    transport may do, and what NIXL does. The beacon is read at once."""
+
+    def __init__(self, gate: Gate, memory: Memory) -> None:
+        super().__init__(memory)
+        self.gate = gate
+
+    def poll(self, timeout: float) -> None:
+        self.gate.threads.add(threading.current_thread().name)
+        held = [operation for operation in self._queue if operation.runs.nbytes != BEACON_BYTES]
+        if held and not self.gate.open.is_set():
+            self.gate.begun.set()
+            self._queue = deque(operation for operation in self._queue if operation not in held)
+            super().poll(min(timeout, 0.005))
+            self._queue.extend(held)
+        else:
+            super().poll(timeout)
+
+    def read(self, peer: Peer, runs: Runs) -> Operation:
+        self.gate.threads.add(threading.current_thread().name)
+        operation = super().read(peer, runs)
+        if runs.nbytes != BEACON_BYTES and self.gate.failures:
+            self.gate.failures -= 1
+            operation.fail("as asked")
+        return operation
+
+    def disconnect(self, peer: Peer) -> bool:
+        return not any(operation.peer is peer and not operation.over for operation in self._queue)
+
+
 class TestEngine:
     """One engine without a model: arenas for each rank, and the exchange that would hang under its loop."""
 
@@ -182,17 +226,19 @@ class TestEngine:
 
     def __init__(
         self, name: str, spec: ModelSpec, tp: int = 1, settings: PdSettings = QUICK, pages: int = 80, slots: int = 4,
-        model: str = "model", key: ClusterKey = KEY,
+        model: str = "model", key: ClusterKey = KEY, transport: Callable[[int, Memory], Transport] | None = None,
     ) -> None:  # fmt: skip
+        """`transport` makes the first transport's stand-in for a rank."""
         geometry = CacheGeometry.of(spec, "bfloat16", tp)
         self.plan = sized(geometry, pages, slots)
         self.spec, self.arenas = spec, filled_arenas(spec, tp, pages, slots, seed=len(name))
         tables = [table_of(geometry, self.plan, model, rank) for rank in range(tp)]
-        made_by = factories(settings, key)
-        self.ranks = [
-            LocalRank(table, Memory.of(arenas), made_by, settings.drain_seconds)
-            for table, arenas in zip(tables, self.arenas, strict=True)
-        ]
+        self.ranks = []
+        for table, arenas in zip(tables, self.arenas, strict=True):
+            made_by = factories(settings, key)
+            if transport is not None:
+                made_by[settings.transports[0]] = partial(transport, table.rank)
+            self.ranks.append(LocalRank(table, Memory.of(arenas), made_by, settings.drain_seconds))
         self.exchange = Exchange(name, key, self.ranks, settings)
         self.events: list[Event] = []
 

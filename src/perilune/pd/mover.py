@@ -204,7 +204,9 @@ class Mover:
     def _advance(self) -> bool:
         """Whether something was started or ended: then there may be more to do at once."""
         moved = False
-        for job in list(self._jobs.values()):
+        for name, job in list(self._jobs.items()):
+            if self._jobs.get(name) is not job:
+                continue  # a reset, for another job's sake, has ended it
             if job.failure is None:
                 moved |= self._push(job)
             if job.failure is not None:
