@@ -121,7 +121,7 @@ def test_case_40_what_cannot_work_fails_at_start() -> None:
     good = TestEngine("d", hybrid()).start()
     port = int(good.exchange.control.rsplit(":", 1)[1])
     with pytest.raises(ConfigError, match="cannot listen"):
-        TestEngine("e", hybrid(), settings=replace(QUICK, port=port))
+        TestEngine("e", hybrid(), settings=replace(QUICK, port=port)).start()
     good.close()
 
 

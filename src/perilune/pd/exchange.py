@@ -41,7 +41,7 @@ _REMEMBERED = 4096
 class Exchange:
     """One per engine, on its first rank. Methods are for one thread, the engine loop's, and return at once.
 
-    Raises MismatchError if the ranks' own tables are flawed, ConfigError if nothing can listen on the address.
+    Use `start`, and `close` whatever happens then. Raises MismatchError if the ranks' own tables are flawed.
     """
 
     def __init__(self, engine: str, key: ClusterKey, ranks: Sequence[Rank], settings: PdSettings) -> None:
@@ -61,14 +61,9 @@ class Exchange:
         self._started = threading.Event()
         self._closing = False
         self._attentive = False
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._post = Post(key, self.incarnation)
-        router = self._bind()
-        self._lender = Lender(router, self._post, LeaseBook(settings.leases), self.counters, self._describe, self._emit)
-        self._borrower = Borrower(
-            self._context, self._post, ranks, lambda: self.transports, settings, self.counters, self._emit
-        )
         self._thread = threading.Thread(target=self._run, name="pd-control", daemon=True)
+        self._open = False
 
     def _bind(self) -> zmq.Socket[bytes]:
         router: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
@@ -80,7 +75,7 @@ class Exchange:
             if settings.port:
                 router.bind(f"tcp://{settings.host}:{port}")
         except zmq.ZMQError as error:
-            router.close()
+            router.close(linger=0)
             self._context.term()
             raise ConfigError(
                 f"Hand-overs cannot listen on {settings.host}:{settings.port}.", f"The system says: {error}.",
@@ -90,7 +85,20 @@ class Exchange:
         return router
 
     def start(self) -> None:
-        """Open all transports and begin to answer. Raises TransportError if not one works on every rank."""
+        """Listen, open all transports and begin to answer.
+
+        Raises ConfigError if nothing can listen on the address, TransportError if not one transport works on every
+        rank; then everything is closed again.
+        """
+        settings, emit = self._settings, self._emit
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        router = self._bind()
+        book = LeaseBook(settings.leases)
+        self._lender = Lender(router, self._post, book, self.counters, self._describe, emit)
+        self._borrower = Borrower(
+            self._context, self._post, self._ranks, lambda: self.transports, settings, self.counters, emit
+        )
+        self._open = True
         for rank in self._ranks:
             rank.start(lambda report: self._post_in(lambda: self._hear(report)))
         self._thread.start()
@@ -203,15 +211,13 @@ class Exchange:
 
     def close(self) -> bool:
         """Withdraw every lease, abort every reception, end every read. False if a transport could not be ended."""
-        ended = True
-        if self._thread.is_alive():
-            self._post_in(self._begin_closing)
-            self._thread.join(self._settings.receptions.drain + START_SECONDS)
-        else:
-            self._shut()
-        for rank in self._ranks:
-            ended &= rank.stop()
-        return ended and not self._thread.is_alive()
+        if not self._open:
+            return True
+        self._open = False
+        self._post_in(self._begin_closing)
+        self._thread.join(self._settings.receptions.drain + START_SECONDS)
+        ended = [rank.stop() for rank in self._ranks]
+        return all(ended) and not self._thread.is_alive()
 
     def _begin_closing(self) -> None:
         self._closing = True
