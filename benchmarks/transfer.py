@@ -4,8 +4,8 @@
 
 Geometry is Kimi-Linear-48B's in bf16 with fp32 state: 41.4 MiB of state, 8,064 bytes of latents per token. Page tables
 are shuffled, so that no two pages can be joined. A hand-over is timed from the ticket's arrival to the verdict that the
-bytes are valid: claim, manifest, plan, copy, release. The raw rate is that of the same transport reading the same number
-of bytes in one piece, with nothing else around it.
+bytes are valid: claim, manifest, plan, copy, release. The raw rate is that of the same transport reading as many bytes
+in one piece, with nothing else around it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -77,7 +76,7 @@ class Engine:
         rank = LocalRank(table_of(geometry, plan, "benchmark"), self.memory, self.made_by)
         self.exchange = Exchange(name, KEY, [rank], settings)
         self.exchange.start()
-        self.pages = random.Random(name).sample(range(plan.pages), pages_for(tokens))
+        self.pages = np.random.default_rng(len(name)).permutation(plan.pages)[: pages_for(tokens)].tolist()
 
     def next_event(self) -> Event:
         while True:
@@ -102,7 +101,7 @@ def serve(transport: str, tokens: int) -> None:
 
 def measure(transport: str, tokens: int, repeat: int) -> Row:
     command = (sys.executable, __file__, "--serve", transport, "--tokens", str(tokens))
-    source = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    source = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603  # this file
     assert source.stdin is not None
     assert source.stdout is not None
     address = bytes.fromhex(json.loads(source.stdout.readline())["address"])
@@ -166,7 +165,9 @@ def main() -> None:
         serve(asked.serve, int(asked.tokens))
         return
     print(f"{os.cpu_count()} cores")
-    print(f"{'':10}{'tokens':>8}{'bytes':>11}{'first':>10}{'median':>10}{'best':>10}{'raw':>10}{'GB/s':>8}{'of raw':>8}")
+    print(
+        f"{'':10}{'tokens':>8}{'bytes':>11}{'first':>10}{'median':>10}{'best':>10}{'raw':>10}{'GB/s':>8}{'of raw':>8}"
+    )
     rows = []
     for transport in asked.transports.split(","):
         for tokens in map(int, asked.tokens.split(",")):
@@ -174,7 +175,9 @@ def main() -> None:
             rows.append(row)
             times = "".join(f"{value * 1e3:>7.1f} ms" for value in (row.first, row.median, row.best, row.raw))
             rate = row.nbytes / row.median / 1e9
-            print(f"{transport:10}{tokens:8}{format_bytes(row.nbytes):>11}{times}{rate:8.2f}{row.share:8.0%}", flush=True)
+            print(
+                f"{transport:10}{tokens:8}{format_bytes(row.nbytes):>11}{times}{rate:8.2f}{row.share:8.0%}", flush=True
+            )
     if asked.json:
         asked.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
 

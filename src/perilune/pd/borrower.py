@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import zmq
 
-from perilune.pd.commands import Cancel, Failed, Fetch, Fetched, Meet
+from perilune.pd.commands import Cancel, Failed, Fetch, Fetched, Forget, Meet
 from perilune.pd.compiler import Place
 from perilune.pd.counters import Counters
 from perilune.pd.messages import (
@@ -61,10 +61,11 @@ class Wanted:
 
 @dataclass
 class _Source:
-    """One prefill engine, by its control address."""
+    """One prefill engine, by its control address. `met` is the incarnation that the ranks know."""
 
     socket: zmq.Socket[bytes]
     description: Description | None = None
+    met: str = ""
     refusal: str = ""
     waiting: list[tuple[Wanted, float]] = field(default_factory=list)
 
@@ -223,7 +224,8 @@ class Borrower:
             self._perform(transfer, event(transfer.reception))
 
     def _meet(self, source: _Source, description: Description, now: float) -> None:
-        source.description = description
+        old, source.description = source.met, description
+        source.met = description.rendezvous.incarnation
         found = differences(self._tables, description.rendezvous.tables)
         source.refusal = f"the engines do not fit together: {'; '.join(found)}" if found else ""
         if found:
@@ -232,6 +234,8 @@ class Borrower:
             for rank in self._ranks:
                 for name in rank.transports:
                     rank.send(name, Meet(description.rendezvous))
+                    if old not in ("", source.met):
+                        rank.send(name, Forget(old))
         waiting, source.waiting = source.waiting, []
         for wanted, _ in waiting:
             self._begin(wanted, source, description, now)

@@ -56,6 +56,7 @@ class _Way:
 @dataclass
 class _Job:
     fetch: Fetch
+    engine: Rendezvous
     started: float
     ways: dict[int, _Way] = field(default_factory=dict)  # this and the next two by source rank
     waiting: dict[int, deque[Runs]] = field(default_factory=dict)
@@ -162,13 +163,12 @@ class Mover:
                 self._transport.disconnect(way.peer)
 
     def _begin(self, fetch: Fetch) -> None:
-        job = _Job(fetch, time.monotonic())
         engine = self._engines.get(fetch.incarnation)
         if self._transport is None or engine is None:
             reason = f"{self.name} does not work here" if engine else "nobody has met that engine"
             self._report(Failed(self._table.rank, fetch.job, reason, "unreachable" if engine else "final"))
             return
-        self._jobs[fetch.job] = job
+        job = self._jobs[fetch.job] = _Job(fetch, engine, time.monotonic())
         try:
             if fetch.end > fetch.first or fetch.target.slot is not None:
                 plan = compile_pull(self._table, fetch.target, engine.tables, fetch.source, (fetch.first, fetch.end))
@@ -215,10 +215,10 @@ class Mover:
 
     def _push(self, job: _Job) -> bool:
         """Keep the window of every source rank full; report when all is there."""
-        engine, started = self._engines[job.fetch.incarnation], False
+        started = False
         for rank, waiting in job.waiting.items():
             moving, way = job.moving[rank], job.ways[rank]
-            if not self._proven(job, engine, rank, way):
+            if not self._proven(job, rank, way):
                 continue
             failed = next((operation for operation in moving if operation.state == "failed"), None)
             if failed is not None:
@@ -237,9 +237,9 @@ class Mover:
         self._report(Fetched(self._table.rank, job.fetch.job, job.nbytes, job.runs, seconds))
         return True
 
-    def _proven(self, job: _Job, engine: Rendezvous, rank: int, way: _Way) -> bool:
+    def _proven(self, job: _Job, rank: int, way: _Way) -> bool:
         if not way.proven and way.proof.state == "done":
-            way.proven = self._memory.landed(rank) == engine.beacons[rank]
+            way.proven = self._memory.landed(rank) == job.engine.beacons[rank]
             if not way.proven:
                 way.proof.state = "failed"
                 self._fail(job, f"{self.name} leads to another process", "unreachable")
