@@ -385,8 +385,11 @@ def prefill() -> Iterator[Callable[..., Prefill]]:
             one.kill()
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP"])
-@pytest.mark.parametrize("moment", ["hello", "open", "read", "release"])
+@pytest.mark.parametrize(
+    ("moment", "name"),
+    [(moment, "SIGKILL") for moment in ("hello", "open", "read", "release")]
+    + [("read", "SIGSTOP"), ("release", "SIGSTOP")],
+)
 def test_case_30_p_dies_or_hangs_in_each_phase(
     engines: Make, prefill: Callable[..., Prefill], moment: str, name: str
 ) -> None:
