@@ -27,7 +27,7 @@ from perilune.cache.arena import CacheArenas
 from perilune.cache.budget import plan_cache
 from perilune.cache.geometry import CacheGeometry, pages_for
 from perilune.models.spec import DenseSpec, KdaSpec, LayerSpec, MlaSpec, ModelSpec
-from perilune.pd.compiler import Runs
+from perilune.pd.compiler import Place, Runs, compile_pull
 from perilune.pd.exchange import Exchange
 from perilune.pd.keys import ClusterKey
 from perilune.pd.memory import Memory
@@ -153,6 +153,21 @@ def raw(engine: Engine, name: str, address: bytes, nbytes: int) -> float:
         transport.close()
 
 
+def plan_seconds(tokens: int, page_tokens: int) -> float:
+    """Median time to plan a whole hand-over between two shuffled page tables, the source with other pages."""
+    geometry = CacheGeometry.of(kimi_linear(), "bfloat16")
+    plan = plan_cache(geometry, tokens * 64 // page_tokens, 1)
+    source, target = table_of(geometry, plan, "b", 0, page_tokens), table_of(geometry, plan, "b")
+    random = np.random.default_rng(1)
+    places = [Place(tuple(random.permutation(plan.pages)[: tokens // size].tolist()), 0) for size in (64, page_tokens)]
+    times = []
+    for _ in range(9):
+        started = time.perf_counter()
+        compile_pull(target, places[0], [source], places[1], (0, tokens))
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--transports", default="tcp,local,nixl")
@@ -164,6 +179,9 @@ def main() -> None:
     if asked.serve:
         serve(asked.serve, int(asked.tokens))
         return
+    for page_tokens in (64, 16):
+        seconds = plan_seconds(1 << 18, page_tokens)
+        print(f"plan of 262,144 tokens, pages of {page_tokens} to pages of 64: {seconds * 1e3:.1f} ms")
     print(f"{os.cpu_count()} cores")
     print(
         f"{'':10}{'tokens':>8}{'bytes':>11}{'first':>10}{'median':>10}{'best':>10}{'raw':>10}{'GB/s':>8}{'of raw':>8}"

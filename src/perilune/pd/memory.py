@@ -1,18 +1,21 @@
-"""The two pools of one rank as plain bytes, which is all a transport sees."""
+"""The two pools of one rank as plain bytes, which is all a transport sees. Imports no torch before it meets arenas."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from perilune.cache.arena import CacheArenas
 from perilune.errors import UnsupportedError
 from perilune.pd.compiler import POOL_SHIFT, Bytes, Runs
 from perilune.pd.errors import PlanError
 from perilune.pd.regions import POOLS
+
+if TYPE_CHECKING:
+    from perilune.cache.arena import CacheArenas
 
 BEACON_BYTES = 64
 MAX_RANKS = 64
