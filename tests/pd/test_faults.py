@@ -177,7 +177,7 @@ def test_case_16_one_rank_fails_and_the_request_waits_for_the_other(engines: Mak
 def test_a_read_that_never_ends_is_lost_unfenced_and_settled_by_a_reset(engines: Make) -> None:
     gate = Gate()
     source = engines("prefill", hybrid(), settings=LOCAL)
-    settings = replace(LOCAL, drain_seconds=1.0, receptions=replace(QUICK.receptions, drain=0.2))
+    settings = replace(LOCAL, drain_seconds=3.0, receptions=replace(QUICK.receptions, drain=0.2))
     target = engines("d", hybrid(), settings=settings, transport=lambda rank, memory: Stubborn(gate, memory))
     _, ticket, _ = sealed(source)
     target.exchange.receive("r", ticket, PROMPT, HERE, THERE)
