@@ -158,7 +158,7 @@ NB_MODULE(_kernels, m) {
       .def("mla_prefill", [](const Kernels& k, Address q, int64_t tokens, int64_t start, std::vector<int64_t> sizes,
                              Address pages, int64_t page_count, int64_t page_stride, Address table, int64_t entries,
                              const Weight& kv_b, float scale, Address out, int threads) {
-        require(sizes.size() == 5 && start >= 0 && tokens >= 1, "mla_prefill: wrong arguments");
+        require(sizes.size() == 5 && start >= 0 && start % 64 == 0 && tokens >= 1, "mla_prefill: wrong arguments");
         int64_t heads = sizes[0], nope = sizes[1], rope = sizes[2], v_dim = sizes[3], rank = sizes[4];
         require(kv_b.n == heads * (nope + v_dim) && kv_b.k == rank, "kv_b does not fit the heads");
         check_table(at<int64_t>(table), entries, start + tokens, page_count);
