@@ -21,6 +21,7 @@ namespace {
 constexpr int64_t kPage = 64;
 constexpr int64_t kSpan = 2 * kPage;        // keys that are expanded together
 constexpr int64_t kDecodeSpan = 4 * kPage;  // context of one piece of work
+constexpr int64_t kNear = 96;               // units of a panel that stay in the first-level cache
 constexpr int64_t kStrip = 32;               // rows of a product before they are packed
 constexpr float kNone = -3.0e38f;  // below every score; not -inf, whose difference with itself is NaN
 constexpr float kLog2E = 1.44269504088896341f;
@@ -194,12 +195,15 @@ inline void mla_prefill(const MlaPrefillArgs& a) {
 
 // ---- decode
 
+// Latent sums are padded to whole panels.
+inline int64_t sums_ld(const MlaDecodeArgs& a) { return (a.rank + kWide - 1) / kWide * kWide; }
+
 struct DecodeScratch {
   Buffer<Elem> panel, pairs, p;
   Buffer<float> scores;
   explicit DecodeScratch(const MlaDecodeArgs& a)
       : panel(units_of(a.rank + a.rope) * kPanelRow),
-        pairs(kPage * padded(a.rank)),
+        pairs(kPage * sums_ld(a)),
         p(a.heads * kPage),
         scores(a.heads * kPage) {}
 };
@@ -216,22 +220,34 @@ inline void join_tokens(Elem* to, const bf16* even, const bf16* odd) {
 inline void join_tokens(Elem* to, const bf16* even, const bf16*) { store(to, even ? load(even) : vf{}); }
 #endif
 
-// Latents [count, rank] as units of two tokens: to [kPage / kPer, ld, kPer]; zeros behind count and rank.
+// Latents [count, rank] as panels of kWide ranks whose units are two tokens: to [ld / kWide][kPage / kPer, kWide];
+// zeros behind count and rank.
 inline void pair_tokens(const bf16* rows, int64_t step, int64_t count, int64_t rank, Elem* to, int64_t ld) {
-  for (int64_t u = 0; u < kPage / kPer; u++, to += ld * kPer) {
-    const bf16 *even = rows + u * kPer * step, *odd = even + step;
-    const bool has_even = u * kPer < count, has_odd = kPer == 2 && u * kPer + 1 < count;
-    int64_t r = 0;
-    for (; r + kLanes <= rank; r += kLanes)
-      join_tokens(to + r * kPer, has_even ? even + r : nullptr, has_odd ? odd + r : nullptr);
-    for (; r < ld; r++)
-      for (int64_t e = 0; e < kPer; e++) {
-        if (r < rank && (e ? has_odd : has_even))
-          to_elem((e ? odd : even) + r, 1, to + r * kPer + e);
-        else
-          to[r * kPer + e] = 0;
+  for (int64_t r = 0; r < ld; r += kLanes)
+    for (int64_t u = 0; u < kPage / kPer; u++) {
+      const bf16* even = u * kPer < count ? rows + u * kPer * step + r : nullptr;
+      const bf16* odd = kPer == 2 && u * kPer + 1 < count ? even + step : nullptr;
+      Elem* at = to + r / kWide * kWide * kPage + u * kPanelRow + r % kWide * kPer;
+      if (r + kLanes <= rank) {
+        join_tokens(at, even, odd);
+        continue;
       }
-  }
+      memset(at, 0, size_t(kLanes * kPer) * sizeof(Elem));
+      for (int64_t l = 0; r + l < rank; l++) {
+        if (even) to_elem(even + l, 1, at + l * kPer);
+        if (odd) to_elem(odd + l, 1, at + l * kPer + 1);
+      }
+    }
+}
+
+inline float largest(vf x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)x);
+#else
+  float most = x[0];
+  for (int l = 1; l < kLanes; l++) most = x[l] > most ? x[l] : most;
+  return most;
+#endif
 }
 
 // One head's scores [kPage] of `count` keys join its running softmax: weights to p, acc [ld] rescaled.
@@ -240,9 +256,7 @@ inline void join_row(float* scores, int64_t count, float factor, float* best, fl
   for (int64_t t = count; t < kPage; t++) scores[t] = -__builtin_inff();
   vf most = load(scores);
   for (int64_t t = kLanes; t < kPage; t += kLanes) most = vmax(most, load(scores + t));
-  float top = most[0];
-  for (int l = 1; l < kLanes; l++) top = most[l] > top ? most[l] : top;
-  top *= factor;
+  const float top = largest(most) * factor;
   if (top > *best) {
     const vf kept = exp2_of(splat(*best - top));
     *total *= kept[0];
@@ -270,11 +284,26 @@ inline void decode_span(const MlaDecodeArgs& a, const Elem* q, int64_t q_ld, int
     const bf16* latents = a.pages + a.tables[row][t0 / kPage] * a.page_stride;
     pack_panel(latents, width, count, width, s.panel);
     pair_tokens(latents, width, count, a.rank, s.pairs, ld);
-    outer(by_rows(q + row * heads * q_ld, q_ld), heads, s.panel, kPanelRow, units_of(width), kPage, s.scores, kPage,
-          false);
+    const bool more = t0 + kPage < last;
+    const bf16* next = more ? a.pages + a.tables[row][t0 / kPage + 1] * a.page_stride : latents;
+    const int64_t bytes = more ? at_most(kPage, last - t0 - kPage) * width * 2 : 0, products = 12;
+    int64_t fetched = 0;
+    // a share of the next page, on its way while this one is multiplied
+    const auto fetch = [&] {
+      for (const int64_t to = fetched + bytes / products + 64; fetched < at_most(to, bytes); fetched += 64)
+        __builtin_prefetch((const char*)next + fetched, 0, 2);
+    };
+    for (int64_t u = 0; u < units_of(width); u += kNear) {
+      fetch();
+      outer(by_rows(q + row * heads * q_ld + u * kPer, q_ld), heads, s.panel + u * kPanelRow, kPanelRow,
+            at_most(kNear, units_of(width) - u), kPage, s.scores, kPage, u > 0);
+    }
     for (int64_t h = 0; h < heads; h++)
       join_row(s.scores + h * kPage, count, a.scale * kLog2E, best + h, total + h, acc + h * ld, ld, s.p + h * kPage);
-    outer(by_rows(s.p, kPage), heads, s.pairs, ld * kPer, kPage / kPer, ld, acc, ld, true);
+    for (int64_t r = 0; r < ld; r += kWide) {
+      fetch();
+      outer(by_rows(s.p, kPage), heads, s.pairs + r * kPage, kPanelRow, kPage / kPer, kWide, acc + r, ld, true);
+    }
   }
 }
 
@@ -328,7 +357,7 @@ inline void expand_head(const MlaDecodeArgs& a, int64_t h, const Elem* w, int64_
 }
 
 inline void mla_decode(const MlaDecodeArgs& a) {
-  const int64_t q_ld = padded(a.rank + a.rope), ld = padded(a.rank), part_size = a.heads * (2 + ld);
+  const int64_t q_ld = padded(a.rank + a.rope), ld = sums_ld(a), part_size = a.heads * (2 + ld);
   Buffer<Elem> q(a.n * a.heads * q_ld);
   Buffer<float> sums(a.n * a.heads * ld);
   Buffer<int64_t> first_span(a.n + 1);

@@ -92,21 +92,37 @@ inline u4 four_units(const bf16* p, const bf16*) {
 }
 inline u4 four_units(const bf16* p, const float*) { return u4{p[0], p[1], p[2], p[3]} << 16; }
 
+// Four units of four rows, turned; `count` of the rows are there.
+template <bool kAll>
+inline void pack_four(const bf16* rows, int64_t ld, int64_t count, Elem* to) {
+  const Elem* kind = nullptr;
+  u4 x[4];
+  for (int64_t r = 0; r < 4; r++) x[r] = kAll || r < count ? four_units(rows + r * ld, kind) : u4{};
+  const u4 a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5), b = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7);
+  const u4 c = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5), d = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
+  const u4 y[4] = {__builtin_shufflevector(a, c, 0, 1, 4, 5), __builtin_shufflevector(a, c, 2, 3, 6, 7),
+                   __builtin_shufflevector(b, d, 0, 1, 4, 5), __builtin_shufflevector(b, d, 2, 3, 6, 7)};
+  for (int64_t r = 0; r < 4; r++) memcpy(to + r * kPanelRow, &y[r], 16);
+}
+
 // Rows of bf16 turned into a panel: to [units_of(width), kWide], column i holding row i; zeros behind `count` rows.
 inline void pack_panel(const bf16* rows, int64_t ld, int64_t count, int64_t width, Elem* to) {
-  const Elem* kind = nullptr;
-  int64_t u = 0;
-  for (; (u + 4) * kPer <= width; u += 4)
-    for (int64_t i = 0; i < kWide; i += 4) {
-      u4 x[4];
-      for (int64_t r = 0; r < 4; r++) x[r] = i + r < count ? four_units(rows + (i + r) * ld + u * kPer, kind) : u4{};
-      const u4 a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5), b = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7);
-      const u4 c = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5), d = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
-      const u4 y[4] = {__builtin_shufflevector(a, c, 0, 1, 4, 5), __builtin_shufflevector(a, c, 2, 3, 6, 7),
-                       __builtin_shufflevector(b, d, 0, 1, 4, 5), __builtin_shufflevector(b, d, 2, 3, 6, 7)};
-      for (int64_t r = 0; r < 4; r++) memcpy(to + (u + r) * kPanelRow + i * kPer, &y[r], 16);
+  const int64_t whole = width / (4 * kPer) * 4;
+  for (int64_t i = 0; i < kWide; i += 16)  // 16 x 16 units: a cache line of each row becomes one of each unit
+    for (int64_t u = 0; u < whole; u += 16) {
+      const int64_t last = at_most(u + 16, whole);
+      const bf16* from = rows + i * ld;
+      Elem* at = to + i * kPer;
+      if (i + 16 <= count)
+        for (int64_t v = u; v < last; v += 4)
+          for (int64_t j = 0; j < 16; j += 4)
+            pack_four<true>(from + j * ld + v * kPer, ld, 4, at + v * kPanelRow + j * kPer);
+      else
+        for (int64_t v = u; v < last; v += 4)
+          for (int64_t j = 0; j < 16; j += 4)
+            pack_four<false>(from + j * ld + v * kPer, ld, count - i - j, at + v * kPanelRow + j * kPer);
     }
-  for (; u < units_of(width); u++)
+  for (int64_t u = whole; u < units_of(width); u++)
     for (int64_t i = 0; i < kWide; i++)
       for (int64_t e = 0; e < kPer; e++) {
         const int64_t k = u * kPer + e;
