@@ -165,7 +165,7 @@ inline void prefill_head(const MlaPrefillArgs& a, const Rows& kv_b, int64_t h, i
       if (first + count > position) hide_later(s.scores, count, first, position);
       join_scores(s.scores, count, a.scale * kLog2E, s.best + b * kWide, s.total + b * kWide, s.o + b * a.v_dim * kWide,
                   a.v_dim, s.p);
-      outer(by_rows(s.values, kSpan), a.v_dim, s.p, kPanelRow, count / kPer, kWide, s.o + b * a.v_dim * kWide, kWide,
+      outer(by_rows(s.values.p, kSpan), a.v_dim, s.p, kPanelRow, count / kPer, kWide, s.o + b * a.v_dim * kWide, kWide,
             true);
     }
   }
@@ -302,7 +302,7 @@ inline void decode_span(const MlaDecodeArgs& a, const Elem* q, int64_t q_ld, int
       join_row(s.scores + h * kPage, count, a.scale * kLog2E, best + h, total + h, acc + h * ld, ld, s.p + h * kPage);
     for (int64_t r = 0; r < ld; r += kWide) {
       fetch();
-      outer(by_rows(s.p, kPage), heads, s.pairs + r * kPage, kPanelRow, kPage / kPer, kWide, acc + r, ld, true);
+      outer(by_rows(s.p.p, kPage), heads, s.pairs + r * kPage, kPanelRow, kPage / kPer, kWide, acc + r, ld, true);
     }
   }
 }

@@ -18,39 +18,46 @@ constexpr int64_t kPanelRow = kWide * kPer;     // Elem of one unit of a panel
 
 inline int64_t units_of(int64_t n) { return (n + kPer - 1) / kPer; }
 
+inline vf units_at(const float* p) { return load(p); }
+inline vf broadcast(const float* p) { return splat(*p); }
+inline vf join(vf acc, vf a, vf b) { return acc + a * b; }
 #if defined(__AVX512BF16__)
-typedef __m512bh UnitVector;
-inline UnitVector units_at(const Elem* p) { return (__m512bh)_mm512_loadu_si512(p); }
-inline UnitVector broadcast(const Elem* p) {
+inline __m512bh units_at(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+inline __m512bh broadcast(const bf16* p) {
   int32_t bits;
   memcpy(&bits, p, 4);
   return (__m512bh)_mm512_set1_epi32(bits);
 }
-#else
-typedef vf UnitVector;
-inline UnitVector units_at(const Elem* p) { return load(p); }
-inline UnitVector broadcast(const Elem* p) { return splat(*p); }
+inline vf join(vf acc, __m512bh a, __m512bh b) { return multiply_add(acc, a, b); }
 #endif
 
-// The left side: unit u of row m is at p + m * row + u * unit (in Elem).
+// The left side: unit u of row m is at p + m * row + u * unit. E is float, or bf16 where that is Elem.
+template <class E>
 struct Left {
-  const Elem* p;
+  typedef E Value;
+  const E* p;
   int64_t row, unit;
 };
-inline Left by_rows(const Elem* p, int64_t ld) { return {p, ld, kPer}; }
-inline Left by_units(const Elem* p, int64_t ld) { return {p, kPer, ld}; }
+template <class E>
+inline Left<E> by_rows(const E* p, int64_t ld) {
+  return {p, ld, int64_t(4 / sizeof(E))};
+}
+template <class E>
+inline Left<E> by_units(const E* p, int64_t ld) {
+  return {p, int64_t(4 / sizeof(E)), ld};
+}
 
-template <int M, int N>
-inline void outer_tile(Left a, const Elem* b, int64_t ld, int64_t units, float* c, int64_t c_ld, bool add) {
+template <int M, int N, class E>
+inline void outer_tile(Left<E> a, const E* b, int64_t ld, int64_t units, float* c, int64_t c_ld, bool add) {
   vf sum[M][N];
   for (int m = 0; m < M; m++)
     for (int i = 0; i < N; i++) sum[m][i] = add ? load(c + m * c_ld + i * kLanes) : vf{};
   for (int64_t u = 0; u < units; u++) {
-    UnitVector right[N];
-    for (int i = 0; i < N; i++) right[i] = units_at(b + i * kLanes * kPer);
+    decltype(units_at(b)) right[N];
+    for (int i = 0; i < N; i++) right[i] = units_at(b + i * kLanes * int(4 / sizeof(E)));
     for (int m = 0; m < M; m++) {
-      const UnitVector left = broadcast(a.p + m * a.row);
-      for (int i = 0; i < N; i++) sum[m][i] = multiply_add(sum[m][i], left, right[i]);
+      const auto left = broadcast(a.p + m * a.row);
+      for (int i = 0; i < N; i++) sum[m][i] = join(sum[m][i], left, right[i]);
     }
     a.p += a.unit;
     b += ld;
@@ -59,8 +66,8 @@ inline void outer_tile(Left a, const Elem* b, int64_t ld, int64_t units, float* 
     for (int i = 0; i < N; i++) store(c + m * c_ld + i * kLanes, sum[m][i]);
 }
 
-template <int N>
-inline void outer_rows(Left a, int64_t m, const Elem* b, int64_t ld, int64_t units, float* c, int64_t c_ld, bool add) {
+template <int N, class E>
+inline void outer_rows(Left<E> a, int64_t m, const E* b, int64_t ld, int64_t units, float* c, int64_t c_ld, bool add) {
   for (; m >= kDown; m -= kDown, a.p += kDown * a.row, c += kDown * c_ld)
     outer_tile<kDown, N>(a, b, ld, units, c, c_ld, add);
   switch (m) {
@@ -74,12 +81,14 @@ inline void outer_rows(Left a, int64_t m, const Elem* b, int64_t ld, int64_t uni
 }
 
 // c [m, columns] (rows c_ld apart) = or += a times b, whose units are ld apart. columns: a multiple of kLanes.
-inline void outer(Left a, int64_t m, const Elem* b, int64_t ld, int64_t units, int64_t columns, float* c, int64_t c_ld,
+template <class E>
+inline void outer(Left<E> a, int64_t m, const typename Left<E>::Value* b, int64_t ld, int64_t units, int64_t columns, float* c, int64_t c_ld,
                   bool add) {
   int64_t i = 0;
   for (; i + kAcross * kLanes <= columns; i += kAcross * kLanes)
-    outer_rows<kAcross>(a, m, b + i * kPer, ld, units, c + i, c_ld, add);
-  for (; i < columns; i += kLanes) outer_rows<1>(a, m, b + i * kPer, ld, units, c + i, c_ld, add);
+    outer_rows<kAcross>(a, m, b + i * int64_t(4 / sizeof(E)), ld, units, c + i, c_ld, add);
+  for (; i < columns; i += kLanes)
+    outer_rows<1>(a, m, b + i * int64_t(4 / sizeof(E)), ld, units, c + i, c_ld, add);
 }
 
 typedef uint32_t u4 __attribute__((vector_size(16)));
@@ -92,17 +101,23 @@ inline u4 four_units(const bf16* p, const bf16*) {
 }
 inline u4 four_units(const bf16* p, const float*) { return u4{p[0], p[1], p[2], p[3]} << 16; }
 
-// Four units of four rows, turned; `count` of the rows are there.
+// Four rows of four units, turned: to rows ld units apart.
+template <class E>
+inline void turn_four(const u4* x, E* to, int64_t ld) {
+  const u4 a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5), b = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7);
+  const u4 c = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5), d = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
+  const u4 y[4] = {__builtin_shufflevector(a, c, 0, 1, 4, 5), __builtin_shufflevector(a, c, 2, 3, 6, 7),
+                   __builtin_shufflevector(b, d, 0, 1, 4, 5), __builtin_shufflevector(b, d, 2, 3, 6, 7)};
+  for (int64_t r = 0; r < 4; r++) memcpy(to + r * ld * int64_t(4 / sizeof(E)), &y[r], 16);
+}
+
+// The same from bf16 rows into a panel; `count` of the rows are there.
 template <bool kAll>
 inline void pack_four(const bf16* rows, int64_t ld, int64_t count, Elem* to) {
   const Elem* kind = nullptr;
   u4 x[4];
   for (int64_t r = 0; r < 4; r++) x[r] = kAll || r < count ? four_units(rows + r * ld, kind) : u4{};
-  const u4 a = __builtin_shufflevector(x[0], x[1], 0, 4, 1, 5), b = __builtin_shufflevector(x[0], x[1], 2, 6, 3, 7);
-  const u4 c = __builtin_shufflevector(x[2], x[3], 0, 4, 1, 5), d = __builtin_shufflevector(x[2], x[3], 2, 6, 3, 7);
-  const u4 y[4] = {__builtin_shufflevector(a, c, 0, 1, 4, 5), __builtin_shufflevector(a, c, 2, 3, 6, 7),
-                   __builtin_shufflevector(b, d, 0, 1, 4, 5), __builtin_shufflevector(b, d, 2, 3, 6, 7)};
-  for (int64_t r = 0; r < 4; r++) memcpy(to + r * kPanelRow, &y[r], 16);
+  turn_four(x, to, kWide);
 }
 
 // Rows of bf16 turned into a panel: to [units_of(width), kWide], column i holding row i; zeros behind `count` rows.
