@@ -30,6 +30,8 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__nam
 import pytest
 import torch
 import perilune._kernels
-assert perilune._kernels.__file__.startswith(sys.argv[1]), perilune._kernels.__file__
+built = perilune._kernels.__file__
+assert built.startswith(sys.argv[1]), built
+assert b"__asan_report" in open(built, "rb").read(), "built without sanitizers"
 sys.exit(pytest.main(sys.argv[2:]))
 RUN
