@@ -22,7 +22,7 @@ constexpr int64_t kPage = 64;
 constexpr int64_t kSpan = 2 * kPage;        // keys that are expanded together
 constexpr int64_t kDecodeSpan = 4 * kPage;  // context of one piece of work
 constexpr int64_t kNear = 96;               // units of a panel that stay in the first-level cache
-constexpr int64_t kStrip = 32;               // rows of a product before they are packed
+constexpr int64_t kSlice = 32;               // rows of a product before they are packed
 constexpr float kNone = -3.0e38f;  // below every score; not -inf, whose difference with itself is NaN
 constexpr float kLog2E = 1.44269504088896341f;
 
@@ -66,7 +66,7 @@ struct PrefillScratch {
         values(a.v_dim * kSpan),
         q(blocks * (units_of(a.nope) + units_of(a.rope)) * kPanelRow),
         p(kSpan / kPer * kPanelRow),
-        band(kStrip * kWide),
+        band(kSlice * kWide),
         scores(kSpan * kWide),
         o(blocks * a.v_dim * kWide),
         best(blocks * kWide),
@@ -80,13 +80,13 @@ inline void expand_page(const MlaPrefillArgs& a, int64_t page, int64_t first, in
   const bf16* tokens = a.pages + a.table[(first + page * kPage) / kPage] * a.page_stride;
   pack_panel(tokens, width, count, a.rank, s.latent);
   pack_panel(tokens + a.rank, width, count, a.rope, s.rope + page * units_of(a.rope) * kPanelRow);
-  for (int64_t d = 0; d < a.nope; d += kStrip) {
-    const int64_t m = at_most(kStrip, a.nope - d);
+  for (int64_t d = 0; d < a.nope; d += kSlice) {
+    const int64_t m = at_most(kSlice, a.nope - d);
     outer(by_rows(w + d * ld, ld), m, s.latent, kPanelRow, units_of(a.rank), kWide, s.band, kWide, false);
     sums_to_panel(s.band, m, s.keys + (page * nope_units + d / kPer) * kPanelRow);
   }
-  for (int64_t d = 0; d < a.v_dim; d += kStrip) {
-    const int64_t m = at_most(kStrip, a.v_dim - d);
+  for (int64_t d = 0; d < a.v_dim; d += kSlice) {
+    const int64_t m = at_most(kSlice, a.v_dim - d);
     outer(by_rows(w + (a.nope + d) * ld, ld), m, s.latent, kPanelRow, units_of(a.rank), kWide, s.band, kWide, false);
     for (int64_t r = 0; r < m; r++) to_elem(s.band + r * kWide, kWide, s.values + (d + r) * kSpan + page * kPage);
   }
@@ -240,7 +240,7 @@ inline void pair_tokens(const bf16* rows, int64_t step, int64_t count, int64_t r
     }
 }
 
-inline float largest(vf x) {
+inline float top_of(vf x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps((__m512)x);
 #else
@@ -256,7 +256,7 @@ inline void join_row(float* scores, int64_t count, float factor, float* best, fl
   for (int64_t t = count; t < kPage; t++) scores[t] = -__builtin_inff();
   vf most = load(scores);
   for (int64_t t = kLanes; t < kPage; t += kLanes) most = vmax(most, load(scores + t));
-  const float top = largest(most) * factor;
+  const float top = top_of(most) * factor;
   if (top > *best) {
     const vf kept = exp2_of(splat(*best - top));
     *total *= kept[0];
