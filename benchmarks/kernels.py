@@ -25,6 +25,7 @@ from perilune.ops.linear import cpu as linear_cpu
 from perilune.ops.linear.formats import DenseWeight, Fp8BlockWeight, Int4Weight, Mxfp4Weight, Weight
 from perilune.ops.mla import cpu as mla_cpu
 from perilune.ops.moe import cpu as moe_cpu
+from perilune.ops.moe import cpu_router
 from perilune.ops.native import Native
 
 HIDDEN, HEADS, DIM, EXPERTS, TOP_K, WIDTH = 2304, 32, 128, 64, 8, 1024
@@ -48,6 +49,7 @@ class Machine:
     variant: str
     threads: int
     read_gigabytes_per_s: float
+    update_gigabytes_per_s: float
     product_gigaflops: float
 
 
@@ -64,16 +66,17 @@ def median(call: Callable[[], object], seconds: float) -> float:
 
 
 def measure_machine(native: Native, seconds: float) -> Machine:
-    """Read bandwidth by summing 256 MiB, product rate by torch's own GEMM at 768."""
+    """Read bandwidth by summing 256 MiB, update (read and written) by scaling it, products by torch's GEMM at 1,024."""
     big = torch.ones(1 << 26)
     dtype = torch.bfloat16 if native.torch_has_fast_bf16 else torch.float32
-    a = torch.randn(768, 768).to(dtype)
+    a = torch.randn(1024, 1024).to(dtype)
     return Machine(
         platform.processor() or platform.machine(),
         native.name,
         native.threads,
         big.nbytes / median(big.sum, seconds) / 1e9,
-        2 * 768**3 / median(lambda: a @ a, seconds) / 1e9,
+        2 * big.nbytes / median(lambda: big.mul_(1.0), seconds) / 1e9,
+        2 * 1024**3 / median(lambda: a @ a, seconds) / 1e9,
     )
 
 
@@ -106,9 +109,13 @@ class Bench:
     def __init__(self, native: Native, machine: Machine, seconds: float) -> None:
         self.native, self.machine, self.seconds = native, machine, seconds
 
-    def row(self, name: str, call: Callable[[], object], nbytes: float, operations: float) -> Row:
+    def row(
+        self, name: str, call: Callable[[], object], nbytes: float, operations: float, *, updates: bool = False
+    ) -> Row:
+        """`updates`: half of the bytes are written."""
         took = median(call, self.seconds)
-        floor = max(nbytes / self.machine.read_gigabytes_per_s / 1e9, operations / self.machine.product_gigaflops / 1e9)
+        rate = self.machine.update_gigabytes_per_s if updates else self.machine.read_gigabytes_per_s
+        floor = max(nbytes / rate / 1e9, operations / self.machine.product_gigaflops / 1e9)
         return Row(name, took, nbytes / took / 1e9, operations / took / 1e9, floor / took)
 
     def rows(self) -> Iterator[Row]:
@@ -117,6 +124,7 @@ class Bench:
         for name in ("bf16", "int4"):
             yield from self.experts(name)
         yield from self.kda_decode()
+        yield from self.router()
         yield from self.mla()
 
     def linear(self, name: str) -> Iterator[Row]:
@@ -147,36 +155,45 @@ class Bench:
             1e-5,
         )
         for n in (1, 16):
-            x, state, conv = (
-                projections(n),
-                torch.zeros(n, HEADS, DIM, DIM),
-                torch.zeros(n, 3, HEADS, DIM, 3).bfloat16(),
-            )
-            rows = torch.arange(n)
-            call = lambda x=x, r=rows, s=state, c=conv: kda_cpu.decode(self.native, x, r, r, w, s, c)  # noqa: E731
-            # read and written; the floor counts a write like a read
-            yield self.row(f"kda decode sequences={n}", call, 2.0 * state.nbytes, 7.0 * state.numel())
-        tokens, long = 256, projections(256)
-        call = lambda: kda_cpu.prefill(self.native, long, slice(0, tokens), 0, w, state, conv)  # noqa: E731
+            # four layers' states one after the other, as a model runs: more than the last-level cache keeps at 16
+            x, states = projections(n), [torch.zeros(n, HEADS, DIM, DIM) for _ in range(4)]
+            rows, conv = torch.arange(n), torch.zeros(n, 3, HEADS, DIM, 3).bfloat16()
+            call = lambda x=x, r=rows, all=states, c=conv: [  # noqa: E731
+                kda_cpu.decode(self.native, x, r, r, w, s, c) for s in all
+            ]
+            size = sum(state.nbytes for state in states)
+            yield self.row(f"kda decode sequences={n} layers=4", call, 2.0 * size, 7.0 * size / 4, updates=True)
+        tokens, long, state = 512, projections(512), torch.zeros(1, HEADS, DIM, DIM)
+        call = lambda: kda_cpu.prefill(self.native, long, slice(0, tokens), 0, w, state, conv[:1])  # noqa: E731
         # per token and head: (K exp G) S, (Q exp G) S and K^T R are K x V; A, M, A R and M R half a chunk wide
         operations = tokens * HEADS * (3 * 2.0 * DIM * DIM + 4 * 2.0 * 32 * DIM)
         yield self.row(f"kda prefill tokens={tokens}", call, tokens * HEADS * DIM * 12.0, operations)
+
+    def router(self) -> Iterator[Row]:
+        router, bias = weight("bf16", 256, HIDDEN), torch.rand(256)
+        assert isinstance(router, DenseWeight)
+        for tokens in (1, 512):
+            x = torch.randn(tokens, HIDDEN).bfloat16()
+            call = lambda x=x: cpu_router.route(self.native, x, router.data, bias, top_k=TOP_K)  # noqa: E731
+            yield self.row(f"router tokens={tokens}", call, router.nbytes, 2.0 * tokens * 256 * HIDDEN)
 
     def mla(self) -> Iterator[Row]:
         kv_b = weight("bf16", HEADS * 256, 512)
         for context in (4096, 32768):
             pages = torch.randn(context // 64, 64, 576).bfloat16()
             table = torch.arange(context // 64)
-            q = torch.randn(256, HEADS, 192).bfloat16()
+            q = torch.randn(512, HEADS, 192).bfloat16()
             step = lambda q=q[:1], p=pages, t=table, c=context: mla_cpu.decode_rows(  # noqa: E731
                 self.native, q, p, [t], [c], kv_b, **SHAPE
             )
             operations = 2.0 * HEADS * context * (576 + 512)
             yield self.row(f"mla decode context={context}", step, pages.nbytes + kv_b.nbytes, operations)
-        start = 4096 - 256
-        piece = lambda: mla_cpu.prefill(self.native, q, pages, table, start, kv_b, **SHAPE)  # noqa: E731
-        operations = 2.0 * 4096 * HEADS * 256 * 512 + 2.0 * 256 * (start + 128) * HEADS * (192 + 128)
-        yield self.row("mla prefill 256 tokens after 3840", piece, 4096 * 576 * 2.0, operations)
+            start = context - 512
+            piece = lambda q=q, p=pages, t=table, s=start: mla_cpu.prefill(  # noqa: E731
+                self.native, q, p, t, s, kv_b, **SHAPE
+            )
+            operations = 2.0 * context * HEADS * 256 * 512 + 2.0 * 512 * (start + 256) * HEADS * (192 + 128)
+            yield self.row(f"mla prefill 512 tokens after {start}", piece, context * 576 * 2.0, operations)
 
 
 def main() -> int:
@@ -193,7 +210,8 @@ def main() -> int:
         return 1
     machine = measure_machine(native, arguments.seconds)
     print(f"{machine.name}, {machine.variant}, {machine.threads} threads: ", end="")
-    print(f"read {machine.read_gigabytes_per_s:.1f} GB/s, product {machine.product_gigaflops:.0f} GFLOP/s\n")
+    print(f"read {machine.read_gigabytes_per_s:.1f} GB/s, update {machine.update_gigabytes_per_s:.1f} GB/s, ", end="")
+    print(f"product {machine.product_gigaflops:.0f} GFLOP/s\n")
     print(f"{'kernel':36} {'ms':>9} {'GB/s':>7} {'GFLOP/s':>8} {'of limit':>8}")
     rows = []
     for row in Bench(native, machine, arguments.seconds).rows():

@@ -126,6 +126,21 @@ struct RmsNormArgs {
   int threads;
 };
 
+// Expert ids and weights [t, top_k] of x [t, dim]; groups as in ops/moe/reference.py.
+struct RouteArgs {
+  const bf16* x;
+  int64_t tokens, dim;
+  const void* router;  // [experts, dim], fp32 if wide, else bf16
+  bool wide;
+  const float* bias;  // [experts]
+  int64_t experts, groups, top_groups, top_k;
+  bool renormalise;
+  float scaling;
+  int64_t* ids;
+  float* weights;
+  int threads;
+};
+
 struct Kernels {
   const char* name;
   void (*linear)(const LinearArgs&);
@@ -135,6 +150,7 @@ struct Kernels {
   void (*mla_decode)(const MlaDecodeArgs&);
   void (*mla_prefill)(const MlaPrefillArgs&);
   void (*rms_norm)(const RmsNormArgs&);
+  void (*route)(const RouteArgs&);
 };
 
 // The fastest table this processor can run, or null with the reason in *why.

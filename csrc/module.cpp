@@ -158,7 +158,7 @@ NB_MODULE(_kernels, m) {
       .def("mla_prefill", [](const Kernels& k, Address q, int64_t tokens, int64_t start, std::vector<int64_t> sizes,
                              Address pages, int64_t page_count, int64_t page_stride, Address table, int64_t entries,
                              const Weight& kv_b, float scale, Address out, int threads) {
-        require(sizes.size() == 5 && start >= 0 && tokens >= 1, "mla_prefill: wrong arguments");
+        require(sizes.size() == 5 && start >= 0 && start % 64 == 0 && tokens >= 1, "mla_prefill: wrong arguments");
         int64_t heads = sizes[0], nope = sizes[1], rope = sizes[2], v_dim = sizes[3], rank = sizes[4];
         require(kv_b.n == heads * (nope + v_dim) && kv_b.k == rank, "kv_b does not fit the heads");
         check_table(at<int64_t>(table), entries, start + tokens, page_count);
@@ -166,6 +166,17 @@ NB_MODULE(_kernels, m) {
         k.mla_prefill({at<bf16>(q), tokens, start, heads, nope, rope, v_dim, rank, at<bf16>(pages), page_stride,
                        at<int64_t>(table), kv_b, scale, at<float>(out), threads});
       })
+      .def("route", [](const Kernels& k, Address x, int64_t tokens, int64_t dim, Address router, bool wide, Address bias,
+                       std::vector<int64_t> sizes, bool renormalise, float scaling, Address ids, Address weights,
+                       int threads) {
+        require(sizes.size() == 4, "route: wrong arguments");
+        int64_t experts = sizes[0], groups = sizes[1], top_groups = sizes[2], top_k = sizes[3];
+        require(groups >= 1 && experts % groups == 0 && top_groups >= 1 && top_groups <= groups,
+                "experts do not divide into such groups");
+        require(top_k >= 1 && top_k <= experts, "more experts asked for than there are");
+        k.route({at<bf16>(x), tokens, dim, at<void>(router), wide, at<float>(bias), experts, groups, top_groups, top_k,
+                 renormalise, scaling, at<int64_t>(ids), at<float>(weights), threads});
+      }, nb::call_guard<nb::gil_scoped_release>())
       .def("rms_norm", [](const Kernels& k, Address x, Address weight, int64_t rows, int64_t dim, float eps, Address out,
                           int threads) {
         k.rms_norm({at<bf16>(x), at<bf16>(weight), rows, dim, eps, at<bf16>(out), threads});

@@ -38,7 +38,7 @@ def serve(
         str | None, typer.Option(help="Folder where beginnings of prompts outlive the process; private to the user.")
     ] = None,
     cache_disk_bytes: Annotated[str, typer.Option(help="Most bytes in --cache-dir, all models together.")] = "16GiB",
-    threads: Annotated[int | None, typer.Option(help="Compute threads; every core unless given.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Compute threads; one per physical core unless given.")] = None,
     kernels: Annotated[str, typer.Option(help="auto, or reference for plain torch.")] = "auto",
     tool_call_parser: Annotated[str | None, typer.Option(help="kimi_k2, glm47, none; by default the model's.")] = None,
     reasoning_parser: Annotated[str | None, typer.Option(help="kimi_k2, glm45, none; by default the model's.")] = None,

@@ -27,7 +27,7 @@ class EngineConfig:
     same beginning; `snapshot_slots` is how many states beyond the running ones there is room for (None: derived),
     `cache_dir` a folder where prefixes outlive the process, of `cache_disk_bytes` at most for all models together,
     `snapshot_interval` how many tokens of a long prefill lie between two of them. `max_waiting` caps the queue;
-    `threads=None` uses every core.
+    `threads=None` uses one per physical core.
     `kernels` is "auto", the fastest there is for each op, or "reference", plain torch for all.
     Raises ConfigError for a value out of range.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +25,7 @@ from perilune.engine.sampler import Constraint, Sampler
 from perilune.engine.scheduler import Scheduler, Sequence, Step, Work
 from perilune.engine.scores import PromptScores
 from perilune.errors import OverloadedError, RequestError
+from perilune.host.cores import compute_threads
 from perilune.models.checkpoint import Checkpoint
 from perilune.nn.batch import Piece
 from perilune.text.tokenizer import load_tokenizer
@@ -51,12 +53,20 @@ class _Ending(NamedTuple):
     ends_turn: bool = False
 
 
+def _threads(wanted: int | None) -> tuple[int, str]:
+    """Tell torch, and with it the kernels, how many threads compute; (their number, why)."""
+    if wanted is None and os.environ.get("OMP_NUM_THREADS"):
+        return torch.get_num_threads(), "OMP_NUM_THREADS"
+    threads, why = compute_threads() if wanted is None else (wanted, "as set")
+    torch.set_num_threads(threads)
+    return threads, why
+
+
 class EngineCore:
     """Model, caches, queue. Not thread-safe: one caller steps it."""
 
     def __init__(self, config: EngineConfig, path: Path) -> None:
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+        threads, why = _threads(config.threads)
         checkpoint = Checkpoint.open(path)
         checkpoint.check()
         self.config, self.spec = config, checkpoint.spec
@@ -66,7 +76,7 @@ class EngineCore:
         self.stop_ids = frozenset(self.spec.stop_ids) | (self.tokenizer.stop_ids if self.tokenizer else frozenset())
         started = time.perf_counter()
         self.runner = Runner(checkpoint, self.plan.dtype, self.plan.cache, config.kernels)
-        self.because = (*self.plan.because, self.runner.selection.because)
+        self.because = (*self.plan.because, f"threads {threads}: {why}", self.runner.selection.because)
         self.load_seconds = time.perf_counter() - started
         self.cache = CacheManager(
             self.plan.cache, self.plan.prefix

@@ -20,6 +20,7 @@ from perilune.ops.linear import cpu as linear
 from perilune.ops.linear.formats import Weight
 from perilune.ops.mla import cpu as mla
 from perilune.ops.moe import cpu as moe
+from perilune.ops.moe import cpu_router as router
 from perilune.ops.native import BF16, Native, refuses_weight
 from perilune.ops.norm import cpu as norm
 from perilune.ops.selfcheck import disagreement
@@ -42,6 +43,7 @@ CPU: dict[str, Callable[..., Any]] = {
     "linear": linear.linear,
     "rms_norm": norm.rms_norm,
     "swiglu": moe.swiglu,
+    "route": router.route,
     "experts": moe.experts,
     "kda_prefill": kda.prefill,
     "kda_decode": kda.decode,

@@ -19,6 +19,7 @@ from perilune.ops.linear.reference import linear
 from perilune.ops.mla import cpu as mla_cpu
 from perilune.ops.mla import reference as mla
 from perilune.ops.moe import cpu as moe_cpu
+from perilune.ops.moe import cpu_router
 from perilune.ops.moe import reference as moe
 from perilune.ops.native import Native
 from perilune.ops.norm import cpu as norm_cpu
@@ -32,7 +33,7 @@ def disagreement(native: Native) -> str | None:
     """None if every kernel of the variant agrees with its reference, else which does not and by how much."""
     with torch.inference_mode():
         random = torch.Generator().manual_seed(0)
-        for cases in (_linear, _experts, _kda, _mla):
+        for cases in (_linear, _experts, _router, _kda, _mla):
             for name, ours, expected in cases(native, random):
                 error = float((ours.float() - expected.float()).norm() / expected.float().norm())
                 if not error <= LIMIT:
@@ -77,6 +78,14 @@ def _experts(native: Native, random: torch.Generator) -> Iterator[Pair]:
             moe_cpu.experts(native, x, ids, share, gate, up, down),
             moe.experts(x, ids, share, gate, up, down),
         )
+
+
+def _router(native: Native, random: torch.Generator) -> Iterator[Pair]:
+    x, router, bias = _bf16(random, 5, 64), _bf16(random, 24, 64) / 8, torch.rand(24, generator=random)
+    ids, weights = cpu_router.route(native, x, router, bias, top_k=4, groups=4, top_groups=2)
+    expected_ids, expected = moe.route(x, router, bias, top_k=4, groups=4, top_groups=2)
+    spread = torch.zeros(5, 24)
+    yield "router", spread.scatter(1, ids, weights), spread.scatter(1, expected_ids, expected)
 
 
 def _kda(native: Native, random: torch.Generator) -> Iterator[Pair]:
