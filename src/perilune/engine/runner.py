@@ -27,7 +27,8 @@ class Runner:
         loaded = load_weights(checkpoint, getattr(torch, dtype))
         weights = ModelWeights.assemble(checkpoint.spec, loaded)
         self.selection = choose(_needs(checkpoint.spec, weights, dtype), kernels)
-        self._decoder = Decoder(checkpoint.spec, weights, self.selection.ops)
+        ops = self.selection.ops
+        self._decoder = Decoder(checkpoint.spec, weights.prepared(ops.prepare), ops)
 
     @property
     def allocated_bytes(self) -> int:

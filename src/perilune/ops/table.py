@@ -20,8 +20,9 @@ from perilune.ops.norm import reference as norm
 
 @dataclass(frozen=True)
 class Ops:
-    """One function per op."""
+    """One function per op. `prepare` lays a matrix out for them once, in place, before any other is called with it."""
 
+    prepare: Callable[[Weight], Weight]
     linear: Callable[[Tensor, Weight], Tensor]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     swiglu: Callable[[Tensor, Weight, Weight, Weight], Tensor]
@@ -34,6 +35,7 @@ class Ops:
 
 
 REFERENCE = Ops(
+    prepare=lambda weight: weight,
     linear=linear.linear,
     rms_norm=norm.rms_norm,
     swiglu=moe.swiglu,
