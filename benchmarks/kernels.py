@@ -66,7 +66,7 @@ def median(call: Callable[[], object], seconds: float) -> float:
 def measure_machine(native: Native, seconds: float) -> Machine:
     """Read bandwidth by summing 256 MiB, product rate by torch's own GEMM at 768."""
     big = torch.ones(1 << 26)
-    dtype = torch.bfloat16 if native.torch_has_fast_bf16 else torch.float32
+    dtype = torch.bfloat16 if native.name == "avx512_bf16" else torch.float32
     a = torch.randn(768, 768).to(dtype)
     return Machine(
         platform.processor() or platform.machine(),

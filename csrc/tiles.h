@@ -20,6 +20,10 @@ constexpr int kParts = int(kStrip) / kLanes;  // vectors across a strip
 inline int64_t strip_of(const Weight& w, int64_t expert, int64_t strip) { return expert * (w.n / kStrip) + strip; }
 inline int64_t group_count(const Weight& w) { return (w.k + w.group - 1) / w.group; }
 
+// Fetch what is read a little later: with many sums in flight the processor does not look far enough ahead by itself.
+constexpr int64_t kAhead = 2048;
+inline void fetch_ahead(const void* p) { __builtin_prefetch((const char*)p + kAhead); }
+
 // One strip of each format. `codes` and `pairs` unpack what belongs to vector `part` of a run.
 struct Int4Strip {
   static constexpr bool kBytes = true, kWide = false;
@@ -35,6 +39,7 @@ struct Int4Strip {
   }
   void codes(int64_t run, int part, vu* to) const {
     for (int i = 0; i < 4; i++) {
+      fetch_ahead(data + (run * 4 + i) * 64);
       const vu packed = load_words(data + (run * 4 + i) * 64 + part * 4 * kLanes);
       to[2 * i] = packed & 0x0f0f0f0f;
       to[2 * i + 1] = (packed >> 4) & 0x0f0f0f0f;
@@ -67,6 +72,7 @@ struct Mxfp4Strip {
   }
   void codes(int64_t run, int part, vu* to) const {  // twice the value, plus 12
     for (int i = 0; i < 4; i++) {
+      fetch_ahead(data + (run * 4 + i) * 64);
       const vu packed = load_words(data + (run * 4 + i) * 64 + part * 4 * kLanes);
       to[2 * i] = look_up(packed & 0x0f0f0f0f);
       to[2 * i + 1] = look_up((packed >> 4) & 0x0f0f0f0f);
@@ -97,7 +103,10 @@ struct Int8Strip {
     each = w.group / kRun;
   }
   void codes(int64_t run, int part, vu* to) const {
-    for (int i = 0; i < 8; i++) to[i] = load_words(data + (run * 8 + i) * 64 + part * 4 * kLanes) ^ 0x80808080;
+    for (int i = 0; i < 8; i++) {
+      fetch_ahead(data + (run * 8 + i) * 64);
+      to[i] = load_words(data + (run * 8 + i) * 64 + part * 4 * kLanes) ^ 0x80808080;
+    }
   }
   vf scales(int64_t run, int part) const { return load(scale + run / each * kStrip + part * kLanes); }
 };
@@ -109,7 +118,10 @@ struct Bf16Strip {
   Bf16Strip(const Weight& w, int64_t expert, int64_t strip)
       : data((const bf16*)w.data + strip_of(w, expert, strip) * w.k * kStrip) {}
   void pairs(int64_t run, int part, int i, vu* to) const {
-    for (int j = 0; j < 2; j++) to[j] = load_words(data + (run * 16 + i * 2 + j) * 32 + part * 2 * kLanes);
+    for (int j = 0; j < 2; j++) {
+      fetch_ahead(data + (run * 16 + i * 2 + j) * 32);
+      to[j] = load_words(data + (run * 16 + i * 2 + j) * 32 + part * 2 * kLanes);
+    }
   }
   float scale(int64_t) const { return 1; }
 };
@@ -124,6 +136,7 @@ struct Fp8Strip {
     scales += (expert * ((w.n + 127) / 128) + strip * kStrip / 128) * ((w.k + 127) / 128);
   }
   void pairs(int64_t run, int part, int i, vu* to) const {
+    fetch_ahead(data + (run * 8 + i) * 64);
     const vu packed = load_words(data + (run * 8 + i) * 64 + part * 4 * kLanes);
     to[0] = e4m3_pairs(packed & 0x00ff00ff);
     to[1] = e4m3_pairs((packed >> 8) & 0x00ff00ff);

@@ -48,4 +48,5 @@ def _swap(words: Tensor, swap: tuple[int, int]) -> Tensor:
     if swap == (1, 1):
         return words
     blocks = words.contiguous().view(torch.uint8).unflatten(-1, (-1, *swap))
-    return blocks.transpose(-1, -2).flatten(-3).contiguous().view(torch.int32)
+    swapped: Tensor = blocks.transpose(-1, -2).flatten(-3).contiguous().view(torch.int32)
+    return swapped
