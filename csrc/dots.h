@@ -34,6 +34,46 @@ inline vf fused(vf a, vf b, vf sum) {
 #endif
 }
 
+inline float largest(vf x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)x);
+#else
+  float lane[kLanes], most = x[0];
+  memcpy(lane, &x, sizeof lane);
+  for (int i = 1; i < kLanes; i++) most = lane[i] > most ? lane[i] : most;
+  return most;
+#endif
+}
+// The nearest whole number, ties to even, of values below 2^22; anything for NaN.
+inline vi nearest(vf x) {
+  const vf shift = splat(12582912.0f);  // 1.5 * 2^23: its last bit is worth one
+  return (vi)((vu)(x + shift) - (vu)shift);
+}
+// kLanes whole numbers as bytes.
+inline void store_bytes(int8_t* to, vi x) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)x));
+#elif defined(__AVX2__)
+  const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+  _mm_storel_epi64((__m128i*)to, _mm_packs_epi16(half, half));
+#else
+  for (int i = 0; i < kLanes; i++) to[i] = int8_t(x[i]);
+#endif
+}
+// Of 32 bytes.
+inline int32_t sum_of_bytes(const int8_t* p) {
+#if defined(__AVX2__)
+  const __m256i shifted = _mm256_xor_si256(_mm256_loadu_si256((const __m256i*)p), _mm256_set1_epi8(-128));
+  const __m256i four = _mm256_sad_epu8(shifted, _mm256_setzero_si256());
+  const __m128i two = _mm_add_epi64(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+  return int32_t(_mm_cvtsi128_si64(two) + _mm_extract_epi64(two, 1)) - 32 * 128;
+#else
+  int32_t total = 0;
+  for (int i = 0; i < 32; i++) total += p[i];
+  return total;
+#endif
+}
+
 typedef uint8_t vb __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t vs __attribute__((vector_size(4 * kLanes)));
 

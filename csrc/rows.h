@@ -31,6 +31,9 @@ struct RowForm {
   bool operator==(const RowForm& other) const { return zero == other.zero && runs == other.runs; }
 };
 
+typedef int8_t i8x16 __attribute__((vector_size(16)));
+typedef int8_t i8x16_unaligned __attribute__((vector_size(16), aligned(1), may_alias));
+
 // 32 values -> ten words; values below 1e-36 count as 0. Bytes lie as a word of nibbles unpacks: of each eight inputs first the even, then the odd ones.
 inline void quantise_run(const float* x, int32_t zero, word* to) {
   vf top{};
@@ -38,24 +41,16 @@ inline void quantise_run(const float* x, int32_t zero, word* to) {
     vf v = load(x + i);
     top = vmax(top, v > 0 ? v : -v);
   }
-  float lane[kLanes], most = 0;
-  memcpy(lane, &top, sizeof lane);
-  for (int i = 0; i < kLanes; i++) most = lane[i] > most ? lane[i] : most;
+  const float most = largest(top);
   const float inverse = most > 1e-36f ? 127.0f / most : 0.0f, scale = most / 127.0f;
-  int32_t whole[kRun], total = 0;
-  for (int i = 0; i < kRun; i += kLanes) {
-    vf v = load(x + i) * inverse;
-    vi n = __builtin_convertvector(v + (v > 0 ? splat(0.5f) : splat(-0.5f)), vi);
-    memcpy(whole + i, &n, sizeof n);
-  }
   int8_t bytes[kRun];
-  for (int i = 0; i < kRun; i += 8)
-    for (int j = 0; j < 4; j++) {
-      bytes[i + j] = int8_t(whole[i + 2 * j]);
-      bytes[i + 4 + j] = int8_t(whole[i + 2 * j + 1]);
-    }
-  for (int i = 0; i < kRun; i++) total += bytes[i];  // not of `whole`, which NaN makes anything
-  total *= -zero;
+  for (int i = 0; i < kRun; i += kLanes) store_bytes(bytes + i, nearest(load(x + i) * inverse));
+  for (int i = 0; i < kRun; i += 16) {
+    i8x16 b = *(const i8x16_unaligned*)(bytes + i);
+    b = __builtin_shufflevector(b, b, 0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+    *(i8x16_unaligned*)(bytes + i) = b;
+  }
+  const int32_t total = -zero * sum_of_bytes(bytes);
   memcpy(to, bytes, sizeof bytes);
   memcpy(to + 8, &scale, 4);
   memcpy(to + 9, &total, 4);

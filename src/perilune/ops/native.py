@@ -56,6 +56,8 @@ class Native:
 
     def weight(self, weight: Weight) -> Any:
         """The C++ view of `weight`. It borrows the tensors."""
+        if isinstance(weight, TiledWeight) and weight.handle is not None:
+            return weight.handle
         return weight_handle(self.module, weight)
 
 

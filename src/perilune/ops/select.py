@@ -17,7 +17,7 @@ import torch
 
 from perilune.ops.kda import cpu as kda
 from perilune.ops.linear import cpu as linear
-from perilune.ops.linear.formats import Weight, tile
+from perilune.ops.linear.formats import Weight
 from perilune.ops.mla import cpu as mla
 from perilune.ops.moe import cpu as moe
 from perilune.ops.native import BF16, Native, refuses_weight
@@ -106,8 +106,9 @@ def choose(needs: Needs, kernels: str = "auto") -> Selection:
             refused.append(("cpu", str(reason)))
             choices.append(Choice(op, what, "reference", tuple(refused)))
     # the three that read matrices are refused together: all or none of them find strips
-    prepare = tile if "linear" in chosen else REFERENCE.prepare
-    return Selection(dataclasses.replace(REFERENCE, prepare=prepare, **chosen), tuple(choices))
+    if isinstance(native, Native) and "linear" in chosen:
+        chosen["prepare"] = partial(linear.prepare, native)
+    return Selection(dataclasses.replace(REFERENCE, **chosen), tuple(choices))
 
 
 def trusted() -> Native | str:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from perilune.ops.linear.formats import Weight
+from perilune.ops.linear.formats import TiledWeight, Weight, tile
 from perilune.ops.native import BF16, Native, address
+
+
+def prepare(native: Native, weight: Weight) -> Weight:
+    """`weight` in strips if it can be, rearranged in place, with its handle: what the kernels are fastest with."""
+    tiled = tile(weight)
+    return replace(tiled, handle=native.weight(tiled)) if isinstance(tiled, TiledWeight) else tiled
 
 
 def linear(native: Native, x: Tensor, weight: Weight) -> Tensor:

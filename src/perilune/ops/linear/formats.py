@@ -184,17 +184,19 @@ StoredWeight = DenseWeight | Int4Weight | Mxfp4Weight | Fp8BlockWeight | Int8Wei
 class TiledWeight(_Stored):
     """A weight whose tensors lie in strips (`strips.py`): only C++ kernels read them as they are.
 
-    `plain` names its tensors and shapes; its methods would read their bytes in the wrong order.
+    `plain` names its tensors and shapes; its methods would read their bytes in the wrong order. `handle` is the kernels'
+    own view of it, made once, if they made one.
     """
 
     plain: StoredWeight
+    handle: object = None
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         return self.plain.tensors
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        return dataclasses.replace(self, plain=self.plain.map(change))
+        return dataclasses.replace(self, plain=self.plain.map(change), handle=None)
 
     @property
     def shape(self) -> tuple[int, ...]:
