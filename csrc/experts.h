@@ -89,7 +89,7 @@ inline void experts_tiled(const ExpertsArgs& a) {
   int64_t used = 0;
   for (int64_t e = 0; e < experts; e++) used += a.first[e + 1] > a.first[e];
   const int threads = slots * width * d < kWorthThreads ? 1 : a.threads;
-  const int64_t runs = width / kRun, parts = at_most(runs, 1 + 8 * threads / (used + 1)), strips = d / kStrip;
+  const int64_t runs = width / kRun, parts = at_most(runs, 1 + 32 * threads / (used + 1)), strips = d / kStrip;
   const int64_t chunk = (runs + parts - 1) / parts, columns = strips_at_once(strips, threads);
   Buffer<word> first(a.tokens * words[0]), second(alike ? 0 : a.tokens * words[1]), hidden(slots * hidden_words);
   word* x[2] = {first, alike ? first : second};

@@ -21,7 +21,7 @@ inline int64_t strip_of(const Weight& w, int64_t expert, int64_t strip) { return
 inline int64_t group_count(const Weight& w) { return (w.k + w.group - 1) / w.group; }
 
 // Fetch what is read a little later: with many sums in flight the processor does not look far enough ahead by itself.
-constexpr int64_t kAhead = 2048;
+constexpr int64_t kAhead = 4096;
 inline void fetch_ahead(const void* p) { __builtin_prefetch((const char*)p + kAhead); }
 
 // One strip of each format. `codes` and `pairs` unpack what belongs to vector `part` of a run.

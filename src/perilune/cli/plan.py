@@ -12,6 +12,9 @@ def plan(
     context: Annotated[int | None, typer.Option(min=1, help="Tokens per sequence; 8192 or the model's limit.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Sequences running at once.")] = 8,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
+    weight_bits: Annotated[
+        str, typer.Option(help="8 rounds dense weights, but those of experts; auto is 16.")
+    ] = "auto",
     memory: Annotated[str | None, typer.Option(help="Memory to plan for, like 64GiB; else what is available.")] = None,
     bandwidth: Annotated[str | None, typer.Option(help="Memory bandwidth per second, like 80GB: adds rates.")] = None,
     compute: Annotated[float | None, typer.Option(min=1, help="FLOP per second, like 2e12: adds rates.")] = None,
@@ -40,6 +43,7 @@ def plan(
         context=context,
         concurrency=concurrency,
         dtype=dtype,
+        weight_bits=weight_bits,
         memory=size,
         memory_source=source,
         bandwidth=None if bandwidth is None else parse_bytes(bandwidth),

@@ -184,8 +184,8 @@ StoredWeight = DenseWeight | Int4Weight | Mxfp4Weight | Fp8BlockWeight | Int8Wei
 class TiledWeight(_Stored):
     """A weight whose tensors lie in strips (`strips.py`): only C++ kernels read them as they are.
 
-    `plain` names its tensors and shapes; its methods would read their bytes in the wrong order. `handle` is the kernels'
-    own view of it, made once, if they made one.
+    `plain` names its tensors and shapes; its methods would read their bytes in the wrong order. `handle` is the
+    kernels' own view of it, made once, if they made one.
     """
 
     plain: StoredWeight
