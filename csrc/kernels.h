@@ -22,12 +22,19 @@ struct Weight {
   bool tiled;           // then n is a multiple of 16 and k of 32
 };
 
-// out [t, n] bf16 = x [t, k] bf16 times w transposed.
-struct LinearArgs {
-  const bf16* x;
-  int64_t tokens;
+// One matrix and where its product goes: row t at out + t * ld.
+struct LinearPart {
   Weight w;
   bf16* out;
+  int64_t ld;
+};
+
+// out [t, n] bf16 = x [t, k] bf16 times w transposed, for several w of k inputs.
+struct LinearArgs {
+  const bf16* x;
+  int64_t tokens, k;
+  const LinearPart* parts;
+  int64_t count;
   int threads;
 };
 

@@ -7,12 +7,12 @@ namespace perilune {
 namespace PERILUNE_VARIANT {
 namespace {
 
-// Weights as they are stored: unpacked block by block to what the processor multiplies.
-inline void linear_plain(const LinearArgs& a) {
-  const int64_t n = a.w.n, ld = padded(a.w.k), size = a.tokens > kFewRows ? kBlock : kFewBlock;
+// One matrix as it is stored: unpacked block by block to what the processor multiplies.
+inline void linear_plain(const LinearArgs& a, const LinearPart& part) {
+  const int64_t n = part.w.n, ld = padded(a.k), size = a.tokens > kFewRows ? kBlock : kFewBlock;
   Buffer<Elem> x(a.tokens * ld);
-  widen_rows(a.x, a.tokens, a.w.k, ld, x);
-  with_rows(a.w, 0, [&](auto w) {
+  widen_rows(a.x, a.tokens, a.k, ld, x);
+  with_rows(part.w, 0, [&](auto w) {
 #pragma omp parallel num_threads(a.threads)
     {
       Buffer<Work> work(1);
@@ -24,7 +24,8 @@ inline void linear_plain(const LinearArgs& a) {
           for (int64_t t = 0; t < m; t++) work.p->x[t] = x.p + (t0 + t) * ld;
           block(work.p->x, m, w, n0, nb, work.p->c[0], work.p->scratch);
           for (int64_t t = 0; t < m; t++)
-            for (int64_t j = 0; j < nb; j++) a.out[(t0 + t) * n + n0 + j] = narrow(work.p->c[0][t * kBlock + j]);
+            for (int64_t j = 0; j < nb; j++)
+              part.out[(t0 + t) * part.ld + n0 + j] = narrow(work.p->c[0][t * kBlock + j]);
         }
       }
     }
@@ -36,19 +37,21 @@ inline void take_panel(const LinearArgs& a, const RowForm& form, int64_t t0, wor
   const word* rows[kPanel];
   const int64_t count = at_most(kPanel, a.tokens - t0), words = form.words();
   for (int64_t t = 0; t < count; t++) {
-    take_row(a.x + (t0 + t) * a.w.k, form, scratch + t * words);
+    take_row(a.x + (t0 + t) * a.k, form, scratch + t * words);
     rows[t] = scratch + t * words;
   }
   pack_panels(rows, count, words, to + t0 * words);
 }
 
-// Weights in strips. Strips pass once per block of rows.
-inline void linear_tiled(const LinearArgs& a) {
-  const RowForm form(a.w);
-  const int64_t n = a.w.n, strips = n / kStrip, words = form.words();
-  const int threads = a.tokens * n * a.w.k < kWorthThreads ? 1 : a.threads;
+inline bool takes(const LinearPart& part, const RowForm& form) { return part.w.tiled && RowForm(part.w) == form; }
+
+// All matrices in strips that want rows of this form, one after the other. Strips pass once per block of rows.
+inline void linear_tiled(const LinearArgs& a, const RowForm& form) {
+  int64_t strips = 0;
+  for (int64_t p = 0; p < a.count; p++) strips += takes(a.parts[p], form) ? a.parts[p].w.n / kStrip : 0;
+  const int threads = a.tokens * strips * kStrip * a.k < kWorthThreads ? 1 : a.threads;
   const int64_t chunk = strips_at_once(strips, threads), chunks = (strips + chunk - 1) / chunk;
-  const int64_t blocks = (a.tokens + kBlockRows - 1) / kBlockRows;
+  const int64_t blocks = (a.tokens + kBlockRows - 1) / kBlockRows, words = form.words();
   Buffer<word> panels(a.tokens * words), first(kPanel * words);
   if (a.tokens <= kPanel) take_panel(a, form, 0, first, panels);
 #pragma omp parallel num_threads(threads)
@@ -63,21 +66,35 @@ inline void linear_tiled(const LinearArgs& a) {
     for (int64_t item = 0; item < blocks * chunks; item++) {
       const int64_t t0 = item / chunks * kBlockRows, t1 = at_most(a.tokens, t0 + kBlockRows);
       const int64_t s0 = item % chunks * chunk, s1 = at_most(strips, s0 + chunk);
-      for (int64_t s = s0; s < s1; s++)
-        for (int64_t t = t0, m; t < t1; t += m) {
-          m = panel_rows(t1 - t);
-          times_strip(panels + t * words, m, form, a.w, 0, s, c);
-          for (int64_t i = 0; i < m; i++)
-            for (int64_t j = 0; j < kStrip; j += kLanes)
-              store(a.out + (t + i) * n + s * kStrip + j, load(c + i * kStrip + j));
-        }
+      int64_t before = 0;  // strips of the matrices in front
+      for (const LinearPart* part = a.parts; part < a.parts + a.count; part++) {
+        if (!takes(*part, form)) continue;
+        const int64_t end = at_most(s1 - before, part->w.n / kStrip);
+        for (int64_t s = s0 > before ? s0 - before : 0; s < end; s++)
+          for (int64_t t = t0, m; t < t1; t += m) {
+            m = panel_rows(t1 - t);
+            times_strip(panels + t * words, m, form, part->w, 0, s, c);
+            for (int64_t i = 0; i < m; i++)
+              for (int64_t j = 0; j < kStrip; j += kLanes)
+                store(part->out + (t + i) * part->ld + s * kStrip + j, load(c + i * kStrip + j));
+          }
+        before += part->w.n / kStrip;
+      }
     }
   }
 }
 
 inline void linear(const LinearArgs& a) {
-  if (a.w.tiled) return linear_tiled(a);
-  linear_plain(a);
+  for (int64_t p = 0; p < a.count; p++) {
+    if (!a.parts[p].w.tiled) {
+      linear_plain(a, a.parts[p]);
+      continue;
+    }
+    const RowForm form(a.parts[p].w);
+    bool seen = false;
+    for (int64_t earlier = 0; earlier < p; earlier++) seen = seen || takes(a.parts[earlier], form);
+    if (!seen) linear_tiled(a, form);
+  }
 }
 
 }  // namespace

@@ -92,9 +92,17 @@ NB_MODULE(_kernels, m) {
         return found;
       }, nb::rv_policy::reference)
       .def_prop_ro("name", [](const Kernels& k) { return std::string(k.name); })
-      .def("linear", [](const Kernels& k, Address x, int64_t tokens, const Weight& w, Address out, int threads) {
-        k.linear({at<bf16>(x), tokens, w, at<bf16>(out), threads});
-      }, nb::call_guard<nb::gil_scoped_release>())
+      .def("linear", [](const Kernels& k, Address x, int64_t tokens, int64_t inputs, std::vector<const Weight*> weights,
+                        std::vector<Address> out, std::vector<int64_t> steps, int threads) {
+        require(weights.size() == out.size() && weights.size() == steps.size(), "linear: one output per weight");
+        std::vector<LinearPart> parts;
+        for (size_t i = 0; i < weights.size(); i++) {
+          require(weights[i] && weights[i]->k == inputs && steps[i] >= weights[i]->n, "a weight does not fit x or out");
+          parts.push_back({*weights[i], at<bf16>(out[i]), steps[i]});
+        }
+        nb::gil_scoped_release release;
+        k.linear({at<bf16>(x), tokens, inputs, parts.data(), int64_t(parts.size()), threads});
+      })
       .def("experts", [](const Kernels& k, Address x, int64_t tokens, int64_t top_k, Address ids, Address weights,
                          const Weight& gate, const Weight& up, const Weight& down, Address out, int threads) {
         require(gate.experts == up.experts && gate.experts == down.experts && gate.n == up.n && gate.k == up.k &&

@@ -241,3 +241,18 @@ def test_wrong_tensors_are_refused(native: Native) -> None:
 def test_rms_norm(native: Native, rows: int, dim: int) -> None:
     x, w = random(rows, dim, seed=1), random(dim, seed=2)
     assert difference(norm_cpu.rms_norm(native, x, w, 1e-5), norm.rms_norm(x, w, 1e-5)) < 0.002
+
+
+@each_variant
+@pytest.mark.parametrize("tokens", [1, 5, 40])
+def test_several_products_of_one_input_are_the_single_ones_side_by_side(native: Native, tokens: int) -> None:
+    """Also of matrices of several formats, in strips and as stored."""
+    names = ("int4-32", "bf16", "mxfp4", "int4-32", "fp8", "int8-128")
+    weights = [weight(name, 32 * (1 + i), 320, seed=i) for i, name in enumerate(names)]
+    weights = [*map(tile, weights), weight("int4-32", 7, 320, seed=9)]
+    x = random(tokens, 320, seed=1)
+    groups = [[weights[0], weights[3], weights[6]], [weights[1]], [weights[2], weights[4]], [weights[5]]]
+    for group, out in zip(groups, cpu.linears(native, x, groups), strict=True):
+        assert torch.equal(out, torch.cat([cpu.linear(native, x, w) for w in group], dim=-1))
+    with pytest.raises(ValueError, match="does not fit"):
+        cpu.linears(native, x, [[weights[0], weight("bf16", 32, 64, seed=1)]])

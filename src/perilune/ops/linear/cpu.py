@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -19,11 +20,25 @@ def prepare(native: Native, weight: Weight) -> Weight:
 
 def linear(native: Native, x: Tensor, weight: Weight) -> Tensor:
     """As the reference: x [T, K] -> [T, N] bf16. Raises KernelInputError."""
-    n, k = weight.shape
+    return linears(native, x, [[weight]])[0]
+
+
+def linears(native: Native, x: Tensor, groups: Sequence[Sequence[Weight]]) -> list[Tensor]:
+    """As the reference: x [T, K] -> [T, sum of N] bf16 per group. Reads x once. Raises KernelInputError."""
     x = x.contiguous()
-    tokens = x.shape[0]
-    out = torch.empty(tokens, n, dtype=BF16)
+    tokens, inputs = x.shape[0], groups[0][0].shape[-1]
+    outs, handles, places, steps = [], [], [], []
+    for group in groups:
+        width = sum(weight.shape[-2] for weight in group)
+        out = torch.empty(tokens, width, dtype=BF16)
+        place = out.data_ptr()
+        for weight in group:
+            handles.append(native.weight(weight))
+            places.append(place)
+            steps.append(width)
+            place += weight.shape[-2] * BF16.itemsize
+        outs.append(out)
     native.kernels.linear(
-        address(x, BF16, tokens, k, name="x"), tokens, native.weight(weight), out.data_ptr(), native.threads
+        address(x, BF16, tokens, inputs, name="x"), tokens, inputs, handles, places, steps, native.threads
     )
-    return out
+    return outs
