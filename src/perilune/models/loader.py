@@ -6,6 +6,7 @@ unmapped before the next one. Peak memory is the weights plus the pages of one s
 
 from __future__ import annotations
 
+import mmap
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from perilune.errors import CheckpointError, UnsupportedError
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.families.common import DTYPES
 from perilune.models.holding import Held
-from perilune.models.quantised import Form
+from perilune.models.quantised import Form, Part
 from perilune.models.safetensors_file import StoredTensor
 from perilune.ops.linear.formats import (
     DenseWeight,
@@ -33,6 +34,7 @@ from perilune.ops.linear.formats import (
 
 Progress = Callable[[int, int], None]
 _AT_ONCE = 1 << 22  # values rounded at a time
+_LARGE = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,22 @@ def load_weights(
 
 
 def _allocate(entry: Held) -> dict[str, Tensor]:
-    return {key: torch.empty(part.shape, dtype=getattr(torch, part.dtype)) for key, part in entry.parts.items()}
+    return {key: _empty(part) for key, part in entry.parts.items()}
+
+
+def _empty(part: Part) -> Tensor:
+    """Memory for `part`; large ones in pages of 2 MiB where Linux has them: weights are read from end to end, and
+    with 4 KiB pages a processor does not fetch ahead across their ends (a quarter slower, measured: log.md)."""
+    dtype = getattr(torch, part.dtype)
+    if part.nbytes < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(part.shape, dtype=dtype)
+    try:
+        memory = mmap.mmap(-1, part.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # a kernel without them
+        return torch.empty(part.shape, dtype=dtype)
+    values: Tensor = torch.frombuffer(memory, dtype=torch.uint8)
+    return values.view(dtype).view(part.shape)
 
 
 def _copies(entry: Held, memory: dict[str, Tensor], checkpoint: Checkpoint) -> Iterator[_Copy]:
