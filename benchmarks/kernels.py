@@ -2,8 +2,10 @@
 
     python benchmarks/kernels.py [--threads N] [--seconds S] [--json FILE]
 
-Shapes are Kimi-Linear-48B's. A floor is what must move or be computed at least: bytes of weights or state over the
-read bandwidth, or operations over the rate of torch's fp32 product (bf16 where the processor has instructions for it).
+Shapes are Kimi-Linear-48B's, and GLM-4.7-Flash's experts. A floor is what must move or be computed at least: bytes of
+weights or state over the read bandwidth, or operations over the rate of a product of torch's: int8 for weights of 4 and
+8 bits, fp32 for the rest (bf16 where the processor has instructions for it). Weights lie in strips and are taken in
+turn from more memory than the caches hold, as in a model.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -22,13 +25,17 @@ import torch
 from perilune.ops.kda import cpu as kda_cpu
 from perilune.ops.kda import reference as kda
 from perilune.ops.linear import cpu as linear_cpu
-from perilune.ops.linear.formats import DenseWeight, Fp8BlockWeight, Int4Weight, Mxfp4Weight, Weight
+from perilune.ops.linear.formats import DenseWeight, Fp8BlockWeight, Int4Weight, Mxfp4Weight, Weight, quantise_int8
 from perilune.ops.mla import cpu as mla_cpu
 from perilune.ops.moe import cpu as moe_cpu
 from perilune.ops.moe import cpu_router
 from perilune.ops.native import Native
 
-HIDDEN, HEADS, DIM, EXPERTS, TOP_K, WIDTH = 2304, 32, 128, 64, 8, 1024
+HIDDEN, HEADS, DIM = 2304, 32, 128
+# experts, top-k, hidden, width
+KIMI_EXPERTS, GLM_EXPERTS = (256, 8, 2304, 1024), (64, 4, 2048, 1536)
+BEYOND_CACHES = 256 << 20
+BYTEWISE = ("int8", "int4", "mxfp4")
 SHAPE = {"nope": 128, "v_dim": 128, "rank": 512, "scale": 192**-0.5}
 
 
@@ -51,6 +58,7 @@ class Machine:
     read_gigabytes_per_s: float
     update_gigabytes_per_s: float
     product_gigaflops: float
+    int8_gigaops: float
 
 
 def median(call: Callable[[], object], seconds: float) -> float:
@@ -66,17 +74,20 @@ def median(call: Callable[[], object], seconds: float) -> float:
 
 
 def measure_machine(native: Native, seconds: float) -> Machine:
-    """Read bandwidth by summing 256 MiB, update (read and written) by scaling it, products by torch's GEMM at 1,024."""
-    big = torch.ones(1 << 26)
+    """Read bandwidth by summing 256 MiB, update (read and written) by scaling it, product rates by torch's own at 1,536."""
+    big = torch.ones(BEYOND_CACHES // 4)
     dtype = torch.bfloat16 if native.torch_has_fast_bf16 else torch.float32
-    a = torch.randn(1024, 1024).to(dtype)
+    a = torch.randn(1536, 1536).to(dtype)
+    b = torch.randint(-128, 128, (1536, 1536), dtype=torch.int8)
+    operations = 2 * 1536**3 / 1e9
     return Machine(
         platform.processor() or platform.machine(),
         native.name,
         native.threads,
         big.nbytes / median(big.sum, seconds) / 1e9,
         2 * big.nbytes / median(lambda: big.mul_(1.0), seconds) / 1e9,
-        2 * 1024**3 / median(lambda: a @ a, seconds) / 1e9,
+        operations / median(lambda: a @ a, seconds),
+        operations / median(lambda: torch._int_mm(b, b), seconds),
     )
 
 
@@ -91,6 +102,8 @@ def weight(name: str, *shape: int) -> Weight:
     if name == "mxfp4":
         codes = torch.randint(0, 256, (*lead, k // 2), dtype=torch.uint8)
         return Mxfp4Weight(codes, torch.full((*lead, k // 32), 127, dtype=torch.uint8))
+    if name == "int8":
+        return quantise_int8(torch.randn(*shape), 32)
     words = torch.randint(-(2**31), 2**31 - 1, (*lead, k // 8), dtype=torch.int32)
     return Int4Weight(words, torch.full((*lead, k // 32), 0.01).bfloat16(), None, 32)
 
@@ -110,41 +123,54 @@ class Bench:
         self.native, self.machine, self.seconds = native, machine, seconds
 
     def row(
-        self, name: str, call: Callable[[], object], nbytes: float, operations: float, *, updates: bool = False
+        self,
+        name: str,
+        call: Callable[[], object],
+        nbytes: float,
+        operations: float,
+        *,
+        bytewise: bool = False,
+        updates: bool = False,
     ) -> Row:
-        """`updates`: half of the bytes are written."""
+        """`bytewise`: products of int8. `updates`: half of the bytes are written."""
         took = median(call, self.seconds)
-        rate = self.machine.update_gigabytes_per_s if updates else self.machine.read_gigabytes_per_s
-        floor = max(nbytes / rate / 1e9, operations / self.machine.product_gigaflops / 1e9)
+        product = self.machine.int8_gigaops if bytewise else self.machine.product_gigaflops
+        memory = self.machine.update_gigabytes_per_s if updates else self.machine.read_gigabytes_per_s
+        floor = max(nbytes / memory / 1e9, operations / product / 1e9)
         return Row(name, took, nbytes / took / 1e9, operations / took / 1e9, floor / took)
 
     def rows(self) -> Iterator[Row]:
-        for name in ("bf16", "int4", "mxfp4", "fp8"):
+        for name in ("bf16", "int8", "int4", "mxfp4", "fp8"):
             yield from self.linear(name)
-        for name in ("bf16", "int4"):
-            yield from self.experts(name)
+        yield from self.experts("int4", "kimi", *KIMI_EXPERTS)
+        yield from self.experts("int4", "glm", *GLM_EXPERTS)
+        yield from self.experts("bf16", "glm", *GLM_EXPERTS)
         yield from self.kda_decode()
         yield from self.router()
         yield from self.mla()
 
     def linear(self, name: str) -> Iterator[Row]:
-        w = weight(name, 8192, HIDDEN)
-        for tokens in (1, 4, 256):
+        count = BEYOND_CACHES // weight(name, 4096, HIDDEN).nbytes + 1
+        turns = cycle([linear_cpu.prepare(self.native, weight(name, 4096, HIDDEN)) for _ in range(count)])
+        nbytes = next(turns).nbytes
+        for tokens in (1, 4, 8, 16, 512, 2048):
             x = torch.randn(tokens, HIDDEN).bfloat16()
-            call = lambda x=x: linear_cpu.linear(self.native, x, w)  # noqa: E731  # bound here, called in this turn
-            yield self.row(f"linear {name} rows={tokens}", call, w.nbytes, 2.0 * tokens * 8192 * HIDDEN)
+            call = lambda x=x: linear_cpu.linear(self.native, x, next(turns))  # noqa: E731  # bound here, called in this turn
+            operations = 2.0 * tokens * 4096 * HIDDEN
+            yield self.row(f"linear {name} rows={tokens}", call, nbytes, operations, bytewise=name in BYTEWISE)
 
-    def experts(self, name: str) -> Iterator[Row]:
-        gate, up = (weight(name, EXPERTS, WIDTH, HIDDEN) for _ in range(2))
-        down = weight(name, EXPERTS, HIDDEN, WIDTH)
-        each = (gate.nbytes + up.nbytes + down.nbytes) / EXPERTS
-        for tokens in (1, 8, 256):
-            x = torch.randn(tokens, HIDDEN).bfloat16()
-            ids = torch.stack([torch.randperm(EXPERTS)[:TOP_K] for _ in range(tokens)])
-            weights = torch.rand(tokens, TOP_K)
-            call = lambda x=x, i=ids, w=weights: moe_cpu.experts(self.native, x, i, w, gate, up, down)  # noqa: E731
-            operations = 6.0 * tokens * TOP_K * HIDDEN * WIDTH
-            yield self.row(f"experts {name} tokens={tokens}", call, each * len(ids.unique()), operations)
+    def experts(self, name: str, model: str, count: int, top_k: int, hidden: int, width: int) -> Iterator[Row]:
+        shapes = ((count, width, hidden), (count, width, hidden), (count, hidden, width))
+        parts = [linear_cpu.prepare(self.native, weight(name, *shape)) for shape in shapes]
+        each = sum(part.nbytes for part in parts) / count
+        for tokens in (1, 8, 16, 512, 2048):
+            x, weights = torch.randn(tokens, hidden).bfloat16(), torch.rand(tokens, top_k)
+            drawn = [torch.rand(tokens, count).topk(top_k).indices for _ in range(16)]
+            used = sum(len(ids.unique()) for ids in drawn) / len(drawn)
+            turns = cycle(drawn)
+            call = lambda x=x, t=turns, w=weights: moe_cpu.experts(self.native, x, next(t), w, *parts)  # noqa: E731
+            operations = 6.0 * tokens * top_k * hidden * width
+            yield self.row(f"experts {model} {name} tokens={tokens}", call, each * used, operations, bytewise=name in BYTEWISE)
 
     def kda_decode(self) -> Iterator[Row]:
         w = kda.Parameters(
@@ -174,7 +200,7 @@ class Bench:
         assert isinstance(router, DenseWeight)
         for tokens in (1, 512):
             x = torch.randn(tokens, HIDDEN).bfloat16()
-            call = lambda x=x: cpu_router.route(self.native, x, router.data, bias, top_k=TOP_K)  # noqa: E731
+            call = lambda x=x: cpu_router.route(self.native, x, router.data, bias, top_k=KIMI_EXPERTS[1])  # noqa: E731
             yield self.row(f"router tokens={tokens}", call, router.nbytes, 2.0 * tokens * 256 * HIDDEN)
 
     def mla(self) -> Iterator[Row]:
@@ -211,7 +237,7 @@ def main() -> int:
     machine = measure_machine(native, arguments.seconds)
     print(f"{machine.name}, {machine.variant}, {machine.threads} threads: ", end="")
     print(f"read {machine.read_gigabytes_per_s:.1f} GB/s, update {machine.update_gigabytes_per_s:.1f} GB/s, ", end="")
-    print(f"product {machine.product_gigaflops:.0f} GFLOP/s\n")
+    print(f"product {machine.product_gigaflops:.0f} GFLOP/s, int8 {machine.int8_gigaops:.0f} GOP/s\n")
     print(f"{'kernel':36} {'ms':>9} {'GB/s':>7} {'GFLOP/s':>8} {'of limit':>8}")
     rows = []
     for row in Bench(native, machine, arguments.seconds).rows():

@@ -9,24 +9,32 @@ namespace perilune {
 
 using bf16 = uint16_t;  // the upper half of an fp32
 
-enum Format : int { kBf16 = 0, kInt4 = 1, kMxfp4 = 2, kFp8 = 3 };
+enum Format : int { kBf16 = 0, kInt4 = 1, kMxfp4 = 2, kFp8 = 3, kInt8 = 4 };
 
-// One matrix [n, k], or a stack of `experts` of them, laid out as ops/linear/formats.py says.
+// One matrix [n, k], or a stack of `experts` of them, laid out as ops/linear/formats.py says, or in strips as tiled.py does.
 struct Weight {
   int format;
   int64_t experts, n, k;
   const uint8_t* data;
-  const void* scale;    // int4: bf16 [n, k/group]; mxfp4: e8m0 [n, k/32]; fp8: fp32 [n/128, k/128]
+  const void* scale;    // int4, int8: bf16 [n, k/group]; mxfp4: e8m0 [n, k/32]; fp8: fp32 [n/128, k/128]
   const int8_t* zero;   // int4: [n, k/group], or null
-  int64_t group;        // int4 only, a multiple of 32
+  int64_t group;        // int4 and int8 only, a multiple of 32
+  bool tiled;           // then n is a multiple of 16 and k of 32
 };
 
-// out [t, n] bf16 = x [t, k] bf16 times w transposed.
-struct LinearArgs {
-  const bf16* x;
-  int64_t tokens;
+// One matrix and where its product goes: row t at out + t * ld.
+struct LinearPart {
   Weight w;
   bf16* out;
+  int64_t ld;
+};
+
+// out [t, n] bf16 = x [t, k] bf16 times w transposed, for several w of k inputs.
+struct LinearArgs {
+  const bf16* x;
+  int64_t tokens, k;
+  const LinearPart* parts;
+  int64_t count;
   int threads;
 };
 

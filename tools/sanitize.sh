@@ -4,7 +4,8 @@
 #   tools/sanitize.sh [PYTHON]     PYTHON: one that has perilune's dependencies and pytest; .venv's by default
 #
 # One instruction set, the fastest this processor has: all are made from the same lines, and the tests without
-# sanitizers run every one. Leaks are not looked for: Python itself keeps memory until the process ends.
+# sanitizers run every one. Leaks are not looked for: Python itself keeps memory until the process ends. Fresh memory is filled with NaN, so that
+# what a kernel reads before it wrote shows.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-.venv/bin/python}
@@ -21,7 +22,7 @@ grep -qm1 avx512_bf16 /proc/cpuinfo && variant=avx512_bf16
 # The sanitizers' runtime must come before Python's own allocations.
 runtime=$(c++ -print-file-name=libasan.so)
 undefined=$(c++ -print-file-name=libubsan.so)
-export LD_PRELOAD="$runtime $undefined" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+export LD_PRELOAD="$runtime $undefined" ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1073741824:malloc_fill_byte=255 UBSAN_OPTIONS=print_stacktrace=1
 export PYTHONPATH="$folder/site" OMP_NUM_THREADS=2
 # An editable install would otherwise answer imports before PYTHONPATH is asked.
 "$python" - "$folder" -p no:cacheprovider -n 0 tests/ops/test_cpu_*.py <<'RUN'

@@ -17,6 +17,9 @@ def plan(
         str | None, typer.Option(help="Plan for strix-halo, mi300x, mi355x, h200 or cpu, not for this machine.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw memory over context to this .svg.", dir_okay=False)] = None,
+    weight_bits: Annotated[
+        str, typer.Option(help="8 rounds dense weights, but those of experts; auto is 16.")
+    ] = "auto",
     memory: Annotated[str | None, typer.Option(help="Memory to plan for, like 64GiB; else what is available.")] = None,
     bandwidth: Annotated[str | None, typer.Option(help="Memory bandwidth per second, like 80GB: adds rates.")] = None,
     compute: Annotated[float | None, typer.Option(min=1, help="FLOP per second, like 2e12: adds rates.")] = None,
@@ -57,6 +60,7 @@ def plan(
             context=context,
             concurrency=concurrency,
             dtype=dtype,
+            weight_bits=weight_bits,
             memory=size,
             memory_source=source,
             bandwidth=machine.bandwidth if bandwidth is None else parse_bytes(bandwidth),

@@ -40,6 +40,9 @@ def serve(
     cache_disk_bytes: Annotated[str, typer.Option(help="Most bytes in --cache-dir, all models together.")] = "16GiB",
     threads: Annotated[int | None, typer.Option(help="Compute threads; one per physical core unless given.")] = None,
     kernels: Annotated[str, typer.Option(help="auto, or reference for plain torch.")] = "auto",
+    weight_bits: Annotated[
+        str, typer.Option(help="8 rounds dense weights to int8, but those of experts; auto is 16.")
+    ] = "auto",
     tool_call_parser: Annotated[str | None, typer.Option(help="kimi_k2, glm47, none; by default the model's.")] = None,
     reasoning_parser: Annotated[str | None, typer.Option(help="kimi_k2, glm45, none; by default the model's.")] = None,
     enable_auto_tool_choice: Annotated[bool, typer.Option(hidden=True)] = True,
@@ -64,6 +67,7 @@ def serve(
         prefix_cache=prefix_cache,
         snapshot_slots=snapshot_slots,
         kernels=kernels,
+        weight_bits=weight_bits,
         cache_dir=cache_dir,
         cache_disk_bytes=parse_bytes(cache_disk_bytes),
     )

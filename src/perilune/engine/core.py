@@ -75,16 +75,15 @@ class EngineCore:
         self.tokenizer = load_tokenizer(path)
         self.stop_ids = frozenset(self.spec.stop_ids) | (self.tokenizer.stop_ids if self.tokenizer else frozenset())
         started = time.perf_counter()
-        self.runner = Runner(checkpoint, self.plan.dtype, self.plan.cache, config.kernels)
+        self.runner = Runner(checkpoint, self.plan.dtype, self.plan.cache, config.kernels, self.plan.weight_bits)
         self.because = (*self.plan.because, f"threads {threads}: {why}", self.runner.selection.because)
         self.load_seconds = time.perf_counter() - started
         self.cache = CacheManager(
             self.plan.cache, self.plan.prefix
         )  # after the arenas: its lists are long if they are absurdly large
         self.scheduler = Scheduler(self.cache, config.prefill_chunk)
-        self._disk = open_tier(
-            config, checkpoint, self.plan.dtype, self.runner.selection.because, self.cache, self.runner.arenas
-        )
+        computed_by = f"{self.runner.selection.because}; {self.plan.weight_bits} bits"
+        self._disk = open_tier(config, checkpoint, self.plan.dtype, computed_by, self.cache, self.runner.arenas)
         self._active: dict[str, _Active] = {}
         self._grammars = GrammarQueue(self.tokenizer, self.spec.vocab, self.stop_ids)
         self._counts = {

@@ -33,7 +33,7 @@ def identity(checkpoint: Checkpoint, dtype: str, kernels: str) -> bytes:
 def open_tier(
     config: EngineConfig, checkpoint: Checkpoint, dtype: str, kernels: str, manager: CacheManager, arenas: CacheArenas
 ) -> DiskTier | None:
-    """None unless `cache_dir` is set. `kernels` says which backend serves which op.
+    """None unless `cache_dir` is set. `kernels` says which backend serves which op, on weights of how many bits.
 
     Raises ConfigError if the folder cannot be used.
     """

@@ -22,12 +22,15 @@ from perilune.ops.select import Needs, choose
 class Runner:
     """Owns every tensor of the engine. The arenas come first: a cache that does not fit fails before a long load."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: str, plan: CachePlan, kernels: str = "auto") -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: str, plan: CachePlan, kernels: str = "auto", weight_bits: int = 16
+    ) -> None:
         self.arenas = CacheArenas(CacheGeometry.of(checkpoint.spec, dtype), plan)
-        loaded = load_weights(checkpoint, getattr(torch, dtype))
+        loaded = load_weights(checkpoint, getattr(torch, dtype), weight_bits=weight_bits)
         weights = ModelWeights.assemble(checkpoint.spec, loaded)
         self.selection = choose(_needs(checkpoint.spec, weights, dtype), kernels)
-        self._decoder = Decoder(checkpoint.spec, weights, self.selection.ops)
+        ops = self.selection.ops
+        self._decoder = Decoder(checkpoint.spec, weights.prepared(ops.prepare), ops)
 
     @property
     def allocated_bytes(self) -> int:

@@ -14,7 +14,16 @@ from torch import Tensor
 from perilune.ops.kda import cpu as kda_cpu
 from perilune.ops.kda import reference as kda
 from perilune.ops.linear import cpu as linear_cpu
-from perilune.ops.linear.formats import DenseWeight, Fp8BlockWeight, Int4Weight, Mxfp4Weight, Weight, pack_int4
+from perilune.ops.linear.formats import (
+    DenseWeight,
+    Fp8BlockWeight,
+    Int4Weight,
+    Mxfp4Weight,
+    Weight,
+    pack_int4,
+    quantise_int8,
+    tile,
+)
 from perilune.ops.linear.reference import linear
 from perilune.ops.mla import cpu as mla_cpu
 from perilune.ops.mla import reference as mla
@@ -56,13 +65,16 @@ def _weights(random: torch.Generator, *shape: int) -> Iterator[tuple[str, Weight
     yield "MXFP4", Mxfp4Weight(pairs, torch.randint(118, 124, (*lead, k // 32), dtype=torch.uint8, generator=random))
     blocks = torch.rand(*lead[:-1], -(-lead[-1] // 128), -(-k // 128), generator=random) / 64 + 0.01
     yield "FP8", Fp8BlockWeight(torch.randn(*shape, generator=random).to(torch.float8_e4m3fn), blocks)
+    yield "int8", quantise_int8(torch.randn(*shape, generator=random) / k**0.5, 32)
 
 
 def _linear(native: Native, random: torch.Generator) -> Iterator[Pair]:
     for rows in (3, 19):
         x = _bf16(random, rows, 256)
-        for name, weight in _weights(random, 48, 256):
-            yield f"{name} product of {rows} rows", linear_cpu.linear(native, x, weight), linear(x, weight)
+        for name, weight in _weights(random, 64, 256):
+            expected = linear(x, weight)
+            yield f"{name} product of {rows} rows", linear_cpu.linear(native, x, weight), expected
+            yield f"{name} product of {rows} rows in strips", linear_cpu.linear(native, x, tile(weight)), expected
         norm = _bf16(random, 256)
         yield "RMSNorm", norm_cpu.rms_norm(native, x, norm, 1e-5), rms_norm(x, norm, 1e-5)
 
@@ -73,11 +85,10 @@ def _experts(native: Native, random: torch.Generator) -> Iterator[Pair]:
     share = torch.rand(5, 2, generator=random)
     into = zip(_weights(random, 3, 32, 64), _weights(random, 3, 32, 64), _weights(random, 3, 64, 32), strict=True)
     for (name, gate), (_, up), (_, down) in into:
-        yield (
-            f"{name} experts",
-            moe_cpu.experts(native, x, ids, share, gate, up, down),
-            moe.experts(x, ids, share, gate, up, down),
-        )
+        expected = moe.experts(x, ids, share, gate, up, down)
+        yield f"{name} experts", moe_cpu.experts(native, x, ids, share, gate, up, down), expected
+        gate, up, down = tile(gate), tile(up), tile(down)
+        yield f"{name} experts in strips", moe_cpu.experts(native, x, ids, share, gate, up, down), expected
 
 
 def _router(native: Native, random: torch.Generator) -> Iterator[Pair]:
