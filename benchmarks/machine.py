@@ -1,0 +1,98 @@
+"""What this machine can do at best, measured: reading memory, and the products kernels are built from."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from perilune.ops.native import Native
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`variant` names perilune's kernels here. Rates in GB/s, GFLOP/s and GOP/s on `threads` threads."""
+
+    name: str
+    variant: str
+    threads: int
+    read: float
+    float32: float
+    bfloat16: float
+    int8: float
+
+    @property
+    def fastest(self) -> float:
+        """Operations per second, in 1e9, of the fastest product."""
+        return max(self.float32, self.bfloat16, self.int8)
+
+    @property
+    def line(self) -> str:
+        rates = f"fp32 {self.float32:.0f}, bf16 {self.bfloat16:.0f} GFLOP/s, int8 {self.int8:.0f} GOP/s"
+        return f"{self.name}, {self.variant}, {self.threads} threads: read {self.read:.1f} GB/s, {rates}"
+
+
+def measure_machine(seconds: float, variant: str | None = None) -> Machine:
+    """Read bandwidth by summing 256 MiB; products by torch's own at 1024. `seconds` for each of the four."""
+    if variant is None:
+        native = Native.load()
+        variant = native if isinstance(native, str) else native.name
+    big, n = torch.ones(1 << 26), 1024
+    floats = torch.randn(n, n)
+    halves, codes = floats.bfloat16(), torch.randint(-127, 128, (n, n), dtype=torch.int8)
+
+    def rate(product: Callable[[], object]) -> float:
+        return 2 * n**3 / median(product, seconds) / 1e9
+
+    return Machine(
+        name=processor_name(),
+        variant=variant,
+        threads=torch.get_num_threads(),
+        read=big.nbytes / median(big.sum, seconds) / 1e9,
+        float32=rate(lambda: floats @ floats),
+        bfloat16=rate(lambda: halves @ halves),
+        int8=rate(lambda: torch._int_mm(codes, codes.t())),
+    )
+
+
+def median(call: Callable[[], object], seconds: float) -> float:
+    """Seconds per call: the median of as many as fit the time, at least three after one to warm up."""
+    call()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+def processor_name(proc: Path = Path("/proc")) -> str:
+    """The processor as Linux calls it, else as Python does."""
+    try:
+        lines = (proc / "cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def physical_cores(proc: Path = Path("/proc")) -> int:
+    """Cores without their second threads, as Linux lists them; else half the threads is not guessed: all of them."""
+    found: set[tuple[str, str]] = set()
+    package = ""
+    try:
+        lines = (proc / "cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "physical id":
+            package = value.strip()
+        elif key.strip() == "core id":
+            found.add((package, value.strip()))
+    return len(found) or torch.get_num_threads()
