@@ -121,7 +121,7 @@ class Sitting:
             return {row.name: [row.value(run(child, row, repeat)) for repeat in range(2)] for row in rows}
 
     def _wanted(self, name: str) -> bool:
-        return any(fnmatch(name, f"*{pattern}*") for pattern in self.arguments.rows or ("",))
+        return any(fnmatch(name, pattern) for pattern in self.arguments.rows or ("*",))
 
 
 def main() -> int:
@@ -149,7 +149,7 @@ def parse() -> argparse.Namespace:
     add("--model", choices=MODELS, default="kimi")
     add("--layers", type=int, default=None, help="how many of the model's layers; targets are for the default alone")
     add("--quick", action="store_true", help="fewer rows and repeats, and no transformers: a few minutes")
-    add("--rows", action="append", metavar="PATTERN", help="only rows whose name has this in it; may be repeated")
+    add("--rows", action="append", metavar="PATTERN", help="only rows of this name, * for anything; may be repeated")
     add("--only", choices=("perilune", "llama.cpp"), default=None, help="one engine alone")
     add("--profile", action="store_true", help="with --only perilune: where the last run of each row spent its time")
     add("--repeats", type=int, default=None, help="runs per row and engine, of which the median counts [5; quick 3]")

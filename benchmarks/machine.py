@@ -37,7 +37,7 @@ class Machine:
 
 
 def measure_machine(seconds: float, variant: str | None = None) -> Machine:
-    """Read bandwidth by summing 256 MiB; products by torch's own at 1024. `seconds` for each of the four."""
+    """Read bandwidth by summing 256 MiB, products by torch's own at 1024: the best of `seconds` of trying, for each."""
     if variant is None:
         native = Native.load()
         variant = native if isinstance(native, str) else native.name
@@ -46,29 +46,29 @@ def measure_machine(seconds: float, variant: str | None = None) -> Machine:
     halves, codes = floats.bfloat16(), torch.randint(-127, 128, (n, n), dtype=torch.int8)
 
     def rate(product: Callable[[], object]) -> float:
-        return 2 * n**3 / median(product, seconds) / 1e9
+        return 2 * n**3 / times(product, seconds)[0] / 1e9
 
     return Machine(
         name=processor_name(),
         variant=variant,
         threads=torch.get_num_threads(),
-        read=big.nbytes / median(big.sum, seconds) / 1e9,
+        read=big.nbytes / times(big.sum, seconds)[0] / 1e9,
         float32=rate(lambda: floats @ floats),
         bfloat16=rate(lambda: halves @ halves),
         int8=rate(lambda: torch._int_mm(codes, codes.t())),
     )
 
 
-def median(call: Callable[[], object], seconds: float) -> float:
-    """Seconds per call: the median of as many as fit the time, at least three after one to warm up."""
+def times(call: Callable[[], object], seconds: float) -> list[float]:
+    """Seconds of each call, sorted: as many as fit the time, at least three after one to warm up."""
     call()
-    times: list[float] = []
+    found: list[float] = []
     end = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
+    while len(found) < 3 or time.perf_counter() < end:
         start = time.perf_counter()
         call()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
+        found.append(time.perf_counter() - start)
+    return sorted(found)
 
 
 def processor_name(proc: Path = Path("/proc")) -> str:

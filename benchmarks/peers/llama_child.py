@@ -85,14 +85,12 @@ class LlamaCpp:
     def _fork(self, depth: int) -> int:
         """The sequence to work in: it stands right after the base's first `depth` tokens."""
         memory = llama.llama_get_memory(self._deep)
-        if depth == 0:
+        if not self._depth or depth < self._depth:
             llama.llama_memory_clear(memory, True)
             self._depth = 0
+        if not depth:
             return BASE
         llama.llama_memory_seq_rm(memory, WORK, -1, -1)
-        if depth < self._depth:
-            llama.llama_memory_clear(memory, True)
-            self._depth = 0
         if depth > self._depth:
             self._prompt(self._deep, base_tokens(depth, self._vocab)[self._depth :], self._depth, BASE)
             self._depth = depth

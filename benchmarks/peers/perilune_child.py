@@ -44,6 +44,8 @@ class Perilune:
         base, openings = self._base(depth), random_tokens(seed, sequences, self._vocab)
         names = {self._add([*base, opening], new=self._context - depth - 2) for opening in openings}
         self._until_first(names)
+        if self._times:
+            self._times.take()
         started = time.perf_counter()
         counts = [len(self._step()) for _ in range(tokens)]
         seconds = time.perf_counter() - started
