@@ -47,7 +47,7 @@ class Child:
             raise MeasureError(f"{self.name} ended with status {self._process.wait()}: {self._last_words()}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise MeasureError(f"{self.name} could not {do}: {answer['error']}")
+            raise MeasureError(f"{self.name} could not {do}: {answer['error']}. {self._last_words()}")
         return answer
 
     def close(self) -> None:
@@ -64,4 +64,4 @@ class Child:
 
     def _last_words(self) -> str:
         self._log.seek(0)
-        return self._log.read()[-2000:].strip() or "it said nothing"
+        return f"It printed last: {self._log.read()[-2000:].strip()}"

@@ -7,6 +7,7 @@ one stream per sequence for many. The clock sees `llama_decode` and its greedy s
 from __future__ import annotations
 
 import ctypes
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from peers.workloads import CONTEXT_MARGIN, base_tokens, random_tokens
 
 CALL_TOKENS = 2048  # prompt tokens per call of llama_decode, its own default; it cuts them to `chunk`
 BASE, WORK = 0, 1
+GGML_LOG_LEVEL_ERROR = 4
 FLASH = {"auto": -1, "off": 0, "on": 1}
 
 
@@ -28,7 +30,7 @@ class LlamaCpp:
     def __init__(
         self, model: str, threads: int, context: int, sequences: int, chunk: int, flash: str = "auto", mapped: bool = True
     ):
-        llama.llama_log_set(_silence, ctypes.c_void_p())
+        llama.llama_log_set(_log, ctypes.c_void_p())
         parameters = llama.llama_model_default_params()
         parameters.load_mode = llama.LLAMA_LOAD_MODE_MMAP if mapped else llama.LLAMA_LOAD_MODE_NONE
         loaded = llama.llama_model_load_from_file(model.encode(), parameters)
@@ -39,7 +41,7 @@ class LlamaCpp:
         self._vocab: int = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(loaded))
         self._sampler = llama.llama_sampler_init_greedy()
         self._batch = llama.llama_batch_init(CALL_TOKENS, 0, 1)
-        self._deep = self._make_context(context, 2 if sequences > 1 else 1, unified=True)
+        self._deep = self._make_context(context, 2, unified=True)
         self._wide: Any = None
         self._depth = 0
         self.about = f"llama-cpp-python {llama.__version__}: {llama.llama_print_system_info().decode().strip()}"
@@ -136,8 +138,10 @@ class LlamaCpp:
 
 
 @llama.llama_log_callback
-def _silence(level: int, text: bytes, data: Any) -> None:
-    """Hundreds of lines per load."""
+def _log(level: int, text: bytes, data: Any) -> None:
+    """Errors only: it has hundreds of lines to say per load."""
+    if level == GGML_LOG_LEVEL_ERROR:
+        sys.stderr.write(text.decode(errors="replace"))
 
 
 if __name__ == "__main__":
