@@ -1,4 +1,4 @@
-"""perilune beside llama.cpp on this CPU: the same slice of a real model, the same bits, threads and tokens, one sitting.
+"""perilune beside llama.cpp on this CPU: one slice of a real model, the same bits, threads and tokens, one sitting.
 
     python benchmarks/cpu_peers.py --model kimi --quick
     python benchmarks/cpu_peers.py --model glm --json result.json
@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from machine import Machine, measure_machine, physical_cores
+from machine import measure_machine, physical_cores
 from peers import engines, table
 from peers.agreement import check_agreement
 from peers.children import Child, MeasureError
@@ -35,6 +34,7 @@ from peers.session import MEMORY_CONTEXT, measure, measure_start, run
 from peers.slices import MODELS, ensure_slice, slice_config
 from peers.targets import LOAD_TIME, PEAK_MEMORY, TARGETS
 from peers.workloads import Workload, longest, workloads
+
 from perilune.host.memory import available_memory
 from perilune.models.checkpoint import Checkpoint
 from perilune.plan.parameters import count_parameters
@@ -89,7 +89,7 @@ class Sitting:
         with ExitStack() as stack:
             children: list[tuple[str, Child]] = []
             for setup in setups:
-                children.append((setup.key, stack.enter_context(setup.load(**setup.ways[0], **sizes)[0])))
+                children.append((setup.key, stack.enter_context(setup.load(**setup.fast, **sizes)[0])))
             if len(children) == 2:
                 agreement = check_agreement(children[0][1], children[1][1], self.checkpoint.spec.vocab)
                 self.about["agreement"] = asdict(agreement)
@@ -102,7 +102,7 @@ class Sitting:
 
     def _start(self, setups: list[engines.Setup], floors: Floors) -> Iterator[table.Row]:
         sizes = {"context": MEMORY_CONTEXT, "sequences": 1}
-        loaders = [(s.key, [partial(s.load, **way, **sizes) for way in s.ways]) for s in setups]
+        loaders = [(s.key, [partial(s.load, **way, **sizes) for way in s.light]) for s in setups]
         repeats = 1 if self.arguments.quick else min(3, self.arguments.repeats)
         yield from measure_start(loaders, repeats, floors, self.targets)
 
@@ -155,7 +155,7 @@ def parse() -> argparse.Namespace:
     add("--repeats", type=int, default=None, help="runs per row and engine, of which the median counts [5; quick 3]")
     add("--threads", type=int, default=physical_cores())
     add("--chunk", type=int, default=512, help="prompt tokens computed at once, in both engines")
-    add("--flash", choices=("auto", "on", "off"), default="auto", help="llama.cpp's flash attention")
+    add("--flash", choices=("split", "on", "off"), default="split", help="llama.cpp: where flash attention is on")
     add("--slices", type=Path, default=cache / "slices", help="where slices are kept [%(default)s]")
     add("--peer-env", type=Path, default=cache / "llama_cpp", help="llama.cpp's environment [%(default)s]")
     add("--json", type=Path, default=None, metavar="FILE")

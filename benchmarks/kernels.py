@@ -3,21 +3,21 @@
     python benchmarks/kernels.py [--threads N] [--seconds S] [--json FILE]
 
 Shapes are Kimi-Linear-48B's. A floor is what must move or be computed at least: bytes of weights or state over the
-read bandwidth, or operations over the rate of torch's fp32 product (bf16 where the processor has instructions for it).
+read bandwidth, or operations over the rate of torch's own product in floats (bf16 where the processor is faster in it).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from machine import Machine, measure_machine, times
 
 from perilune.ops.kda import cpu as kda_cpu
 from perilune.ops.kda import reference as kda
@@ -40,41 +40,6 @@ class Row:
     gigabytes_per_s: float
     gigaflops: float
     limit: float
-
-
-@dataclass(frozen=True)
-class Machine:
-    name: str
-    variant: str
-    threads: int
-    read_gigabytes_per_s: float
-    product_gigaflops: float
-
-
-def median(call: Callable[[], object], seconds: float) -> float:
-    """Seconds per call: the median of as many as fit the time, at least three after one to warm up."""
-    call()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
-
-
-def measure_machine(native: Native, seconds: float) -> Machine:
-    """Read bandwidth by summing 256 MiB, product rate by torch's own GEMM at 768."""
-    big = torch.ones(1 << 26)
-    dtype = torch.bfloat16 if native.torch_has_fast_bf16 else torch.float32
-    a = torch.randn(768, 768).to(dtype)
-    return Machine(
-        platform.processor() or platform.machine(),
-        native.name,
-        native.threads,
-        big.nbytes / median(big.sum, seconds) / 1e9,
-        2 * 768**3 / median(lambda: a @ a, seconds) / 1e9,
-    )
 
 
 def weight(name: str, *shape: int) -> Weight:
@@ -107,8 +72,8 @@ class Bench:
         self.native, self.machine, self.seconds = native, machine, seconds
 
     def row(self, name: str, call: Callable[[], object], nbytes: float, operations: float) -> Row:
-        took = median(call, self.seconds)
-        floor = max(nbytes / self.machine.read_gigabytes_per_s / 1e9, operations / self.machine.product_gigaflops / 1e9)
+        took = statistics.median(times(call, self.seconds))
+        floor = max(nbytes / self.machine.read / 1e9, operations / self.machine.product / 1e9)
         return Row(name, took, nbytes / took / 1e9, operations / took / 1e9, floor / took)
 
     def rows(self) -> Iterator[Row]:
@@ -157,10 +122,10 @@ class Bench:
             # read and written; the floor counts a write like a read
             yield self.row(f"kda decode sequences={n}", call, 2.0 * state.nbytes, 7.0 * state.numel())
         tokens, long = 256, projections(256)
-        call = lambda: kda_cpu.prefill(self.native, long, slice(0, tokens), 0, w, state, conv)  # noqa: E731
+        whole = lambda: kda_cpu.prefill(self.native, long, slice(0, tokens), 0, w, state, conv)  # noqa: E731
         # per token and head: (K exp G) S, (Q exp G) S and K^T R are K x V; A, M, A R and M R half a chunk wide
         operations = tokens * HEADS * (3 * 2.0 * DIM * DIM + 4 * 2.0 * 32 * DIM)
-        yield self.row(f"kda prefill tokens={tokens}", call, tokens * HEADS * DIM * 12.0, operations)
+        yield self.row(f"kda prefill tokens={tokens}", whole, tokens * HEADS * DIM * 12.0, operations)
 
     def mla(self) -> Iterator[Row]:
         kv_b = weight("bf16", HEADS * 256, 512)
@@ -191,9 +156,8 @@ def main() -> int:
     if isinstance(native, str):
         print(f"There are no kernels to measure: {native}.", file=sys.stderr)
         return 1
-    machine = measure_machine(native, arguments.seconds)
-    print(f"{machine.name}, {machine.variant}, {machine.threads} threads: ", end="")
-    print(f"read {machine.read_gigabytes_per_s:.1f} GB/s, product {machine.product_gigaflops:.0f} GFLOP/s\n")
+    machine = measure_machine(arguments.seconds)
+    print(f"{machine.line}\n")
     print(f"{'kernel':36} {'ms':>9} {'GB/s':>7} {'GFLOP/s':>8} {'of limit':>8}")
     rows = []
     for row in Bench(native, machine, arguments.seconds).rows():

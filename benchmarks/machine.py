@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +26,14 @@ class Machine:
     int8: float
 
     @property
+    def product(self) -> float:
+        """The faster product of floats, in GFLOP/s."""
+        return max(self.float32, self.bfloat16)
+
+    @property
     def fastest(self) -> float:
-        """Operations per second, in 1e9, of the fastest product."""
-        return max(self.float32, self.bfloat16, self.int8)
+        """The fastest product of all, in operations per nanosecond."""
+        return max(self.product, self.int8)
 
     @property
     def line(self) -> str:
@@ -73,26 +78,25 @@ def times(call: Callable[[], object], seconds: float) -> list[float]:
 
 def processor_name(proc: Path = Path("/proc")) -> str:
     """The processor as Linux calls it, else as Python does."""
-    try:
-        lines = (proc / "cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    names = [value for key, value in _cpuinfo(proc) if key == "model name"]
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def physical_cores(proc: Path = Path("/proc")) -> int:
-    """Cores without their second threads, as Linux lists them; else half the threads is not guessed: all of them."""
-    found: set[tuple[str, str]] = set()
+    """Cores without their second threads, as Linux lists them; no more than torch would use, which knows of limits."""
+    cores: set[tuple[str, str]] = set()
     package = ""
-    try:
-        lines = (proc / "cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
+    for key, value in _cpuinfo(proc):
+        if key == "physical id":
+            package = value
+        elif key == "core id":
+            cores.add((package, value))
+    return min(len(cores), torch.get_num_threads()) or torch.get_num_threads()
+
+
+def _cpuinfo(proc: Path) -> Iterator[tuple[str, str]]:
+    """(key, value) of every line; nothing on other systems."""
+    file = proc / "cpuinfo"
+    for line in file.read_text().splitlines() if file.is_file() else ():
         key, _, value = line.partition(":")
-        if key.strip() == "physical id":
-            package = value.strip()
-        elif key.strip() == "core id":
-            found.add((package, value.strip()))
-    return len(found) or torch.get_num_threads()
+        yield key.strip(), value.strip()

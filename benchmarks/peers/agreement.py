@@ -12,8 +12,8 @@ from peers.children import Child, MeasureError
 from peers.workloads import random_tokens
 
 PROMPT = 96
-# Rows whose experts are the same in both differ by a few percent (int8 activations on either side); a row where the
-# router's choice tips over differs by more, and with 256 experts many do. A wrong file differs by more than 1 everywhere.
+# Rows whose experts are the same in both differ by a few percent (int8 activations on either side); where the router's
+# choice tips over, and with 256 experts it often does, a row differs by more. A wrong file differs by 1 and more.
 MOST = 0.25
 
 

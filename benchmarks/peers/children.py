@@ -20,7 +20,7 @@ class MeasureError(Exception):
 class Child:
     """`python -m MODULE` with benchmarks/ on its path; answers one command at a time."""
 
-    def __init__(self, name: str, python: Path, module: str, environment: Mapping[str, str] | None = None):
+    def __init__(self, name: str, python: Path, module: str, environment: Mapping[str, str]) -> None:
         self.name = name
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the child
         path = os.pathsep.join(filter(None, (str(BENCHMARKS), os.environ.get("PYTHONPATH"))))
@@ -30,7 +30,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env={**os.environ, **(environment or {}), "PYTHONPATH": path},
+            env={**os.environ, **environment, "PYTHONPATH": path},
         )
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:

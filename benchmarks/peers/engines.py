@@ -13,6 +13,7 @@ from typing import Any
 
 from peers.children import BENCHMARKS, Child
 from peers.environment import ensure_environment
+from perilune.units import format_bytes
 
 SOURCES = BENCHMARKS.parent / "src"
 
@@ -21,7 +22,7 @@ SOURCES = BENCHMARKS.parent / "src"
 class Setup:
     """`key` names the engine in tables, `name` for people. `settings` go with every load.
 
-    `ways` are settings to choose from where load time and memory are measured; the first is the one for speed.
+    `fast` are the settings for speed, `light` those to choose from where load time and memory are measured.
     """
 
     key: str
@@ -30,7 +31,8 @@ class Setup:
     module: str
     settings: Mapping[str, Any]
     environment: Mapping[str, str] = field(default_factory=dict)
-    ways: tuple[Mapping[str, Any], ...] = ({},)
+    fast: Mapping[str, Any] = field(default_factory=dict)
+    light: tuple[Mapping[str, Any], ...] = ({},)
 
     def load(self, **settings: Any) -> tuple[Child, float]:
         """A new process with the model loaded, and the seconds the load took."""
@@ -52,13 +54,15 @@ def perilune(folder: Path, threads: int, chunk: int, profile: bool) -> Setup:
 def llama_cpp(folder: Path, threads: int, chunk: int, flash: str, environment: Path) -> Setup:
     """llama.cpp on the GGUF file beside `folder`; file and environment are made if they are missing.
 
-    A mapped file is llama.cpp's default; read instead, it needs half the memory, since it keeps repacked copies.
+    A mapped file is its default; read instead, the model needs half the memory, since it keeps repacked copies. Flash
+    attention, also its default, is faster in decoding and slower in prefill (docs/benchmarks.md).
     """
     python = ensure_environment(environment)
     file = ensure_gguf(folder, python)
-    settings = {"model": str(file), "threads": threads, "chunk": chunk, "flash": flash}
-    ways: tuple[Mapping[str, Any], ...] = ({"mapped": True}, {"mapped": False})
-    return Setup("llama_cpp", "llama.cpp", python, "peers.llama_child", settings, ways=ways)
+    settings = {"model": str(file), "threads": threads, "chunk": chunk}
+    fast = {"mapped": True, "flash": flash}
+    light = ({"mapped": True, "flash": "on"}, {"mapped": False, "flash": "on"})
+    return Setup("llama_cpp", "llama.cpp", python, "peers.llama_child", settings, fast=fast, light=light)
 
 
 def ensure_gguf(folder: Path, python: Path) -> Path:
@@ -66,7 +70,7 @@ def ensure_gguf(folder: Path, python: Path) -> Path:
     file = folder.with_name(f"{folder.name}.gguf")
     if not file.is_file() or file.stat().st_mtime < (folder / "slice.json").stat().st_mtime:
         path = os.pathsep.join((str(BENCHMARKS), str(SOURCES)))
-        command = [python, "-m", "peers.gguf_file", folder, file]
+        command = [str(python), "-m", "peers.gguf_file", str(folder), str(file)]
         subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})  # noqa: S603  # our own module
     return file
 
@@ -76,8 +80,7 @@ def transformers(folder: Path, threads: int, needed: int, available: int) -> Set
     if find_spec("transformers") is None:
         return "transformers is not installed"
     if needed > available:
-        gib = 1 << 30
-        return f"the slice in bf16 needs {needed / gib:.1f} GiB, {available / gib:.1f} are available; fewer --layers fit"
-    settings = {"model": str(folder), "threads": threads}
-    environment = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    return Setup("transformers", "transformers", Path(sys.executable), "peers.transformers_child", settings, environment)
+        return f"it needs {format_bytes(needed)}, of which {format_bytes(available)} are available; fewer --layers fit"
+    settings, environment = {"model": str(folder), "threads": threads}, {"OMP_NUM_THREADS": str(threads)}
+    name = "transformers"
+    return Setup(name, name, Path(sys.executable), "peers.transformers_child", settings, environment)

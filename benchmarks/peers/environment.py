@@ -29,7 +29,7 @@ def ensure_environment(folder: Path) -> Path:
         print(f"Installing {', '.join(PACKAGES)} in {folder}; llama.cpp is compiled.", file=sys.stderr)
         if not python.is_file():
             venv.create(folder, with_pip=True, symlinks=True)
-        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES]
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES]
         subprocess.run(command, check=True, env={**os.environ, "CMAKE_ARGS": CMAKE_ARGS})  # noqa: S603  # our own list
         marker.write_text(wanted)
     return python

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from machine import Machine
+
 from peers.workloads import Workload
 from perilune.cache.geometry import CacheGeometry
 from perilune.models.checkpoint import Checkpoint

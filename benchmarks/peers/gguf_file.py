@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import ExpertGatingFuncType, GGMLQuantizationType, GGUFWriter, LlamaFileType
+from gguf import (  # type: ignore[import-not-found]  # in the peer's environment alone
+    ExpertGatingFuncType,
+    GGMLQuantizationType,
+    GGUFWriter,
+    LlamaFileType,
+)
 
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.spec import DenseSpec, KdaSpec, LayerSpec, MlaSpec, ModelSpec, MoeSpec

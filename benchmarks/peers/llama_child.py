@@ -1,7 +1,8 @@
 """llama.cpp behind the benchmark's commands, through its C interface; runs in the peer's environment.
 
-Made to be as fast as it can be: native build, repacked weights, flash attention, unified cache for one sequence and
-one stream per sequence for many. The clock sees `llama_decode` and its greedy sampler, not the filling of batches.
+Set to be as fast as it can be: native build, repacked weights, the attention that is faster for the row, unified cache
+for one sequence and one stream per sequence for many. The clock sees `llama_decode` and its greedy sampler, and in
+prefill not the filling of batches.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import ctypes
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import llama_cpp as llama
+import llama_cpp as llama  # type: ignore[import-not-found]  # in the peer's environment alone
 import numpy as np
 
 from peers.protocol import serve
@@ -21,81 +23,93 @@ from peers.workloads import CONTEXT_MARGIN, base_tokens, random_tokens
 CALL_TOKENS = 2048  # prompt tokens per call of llama_decode, its own default; it cuts them to `chunk`
 BASE, WORK = 0, 1
 GGML_LOG_LEVEL_ERROR = 4
-FLASH = {"auto": -1, "off": 0, "on": 1}
+FLASH = {"on": (True, True), "off": (False, False), "split": (False, True)}  # in prefill, in decode
+
+
+@dataclass
+class Deep:
+    """A context for one sequence. Sequence BASE holds the base's first `depth` tokens, WORK goes on from there."""
+
+    context: Any
+    depth: int = 0
 
 
 class LlamaCpp:
-    """A model and two contexts: one deep for a single sequence, one wide for many, made when first needed."""
+    """A model and up to three contexts: one or two deep ones for a single sequence, a wide one for many.
+
+    `flash` "split" computes prompts without flash attention and decodes with it, in a context each.
+    """
 
     def __init__(
-        self, model: str, threads: int, context: int, sequences: int, chunk: int, flash: str = "auto", mapped: bool = True
-    ):
-        llama.llama_log_set(_log, ctypes.c_void_p())
+        self, model: str, threads: int, context: int, sequences: int, chunk: int, flash: str, mapped: bool
+    ) -> None:
+        llama.llama_log_set(_LOG, ctypes.c_void_p())
         parameters = llama.llama_model_default_params()
         parameters.load_mode = llama.LLAMA_LOAD_MODE_MMAP if mapped else llama.LLAMA_LOAD_MODE_NONE
         loaded = llama.llama_model_load_from_file(model.encode(), parameters)
         if not loaded:
             raise RuntimeError(f"llama.cpp cannot load {model}")
-        self._model, self._threads, self._chunk, self._flash = loaded, threads, chunk, FLASH[flash]
-        self._sequences = sequences
+        self._model, self._threads, self._chunk, self._sequences = loaded, threads, chunk, sequences
         self._vocab: int = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(loaded))
         self._sampler = llama.llama_sampler_init_greedy()
         self._batch = llama.llama_batch_init(CALL_TOKENS, 0, 1)
-        self._deep = self._make_context(context, 2, unified=True)
+        in_prefill, in_decode = FLASH[flash]
+        made = {f: Deep(self._make_context(context, 2, f, unified=True)) for f in {in_prefill, in_decode}}
+        self._prefill, self._decode = made[in_prefill], made[in_decode]
         self._wide: Any = None
-        self._depth = 0
         self.about = f"llama-cpp-python {llama.__version__}: {llama.llama_print_system_info().decode().strip()}"
 
     def prefill(self, tokens: int, depth: int, seed: int) -> float:
-        work = self._fork(depth)
-        prompt = random_tokens(seed, tokens, self._vocab)
-        return self._prompt(self._deep, prompt, depth, work)
+        work = self._fork(self._prefill, depth)
+        return self._prompt(self._prefill.context, random_tokens(seed, tokens, self._vocab), depth, work)
 
     def decode(self, tokens: int, depth: int, sequences: int, seed: int) -> float:
         openings = random_tokens(seed, sequences, self._vocab)
         if sequences == 1:
-            work = self._fork(depth)
-            return self._steps(self._deep, tokens, openings, depth, [work])
+            work = self._fork(self._decode, depth)
+            return self._steps(self._decode.context, tokens, openings, depth, [work])
         if depth:
             raise ValueError("many sequences are measured from an empty cache only")
         if self._wide is None:
-            self._wide = self._make_context(CONTEXT_MARGIN * self._sequences, self._sequences, unified=False)
+            size = CONTEXT_MARGIN * self._sequences
+            self._wide = self._make_context(size, self._sequences, True, unified=False)
         llama.llama_memory_clear(llama.llama_get_memory(self._wide), True)
         return self._steps(self._wide, tokens, openings, 0, range(sequences))
 
     def logits(self, tokens: list[int]) -> Any:
-        work = self._fork(0)
+        work, context = self._fork(self._prefill, 0), self._prefill.context
         self._fill(tokens, range(len(tokens)), [work] * len(tokens), [True] * len(tokens))
-        self._run(self._deep)
-        rows = [llama.llama_get_logits_ith(self._deep, i) for i in range(len(tokens))]
+        self._run(context)
+        rows = [llama.llama_get_logits_ith(context, i) for i in range(len(tokens))]
         return np.stack([np.ctypeslib.as_array(row, (self._vocab,)) for row in rows])
 
     def report(self) -> dict[str, Any]:
         return {}
 
-    def _make_context(self, context: int, sequences: int, unified: bool) -> Any:
+    def _make_context(self, size: int, sequences: int, flash: bool, unified: bool) -> Any:
         parameters = llama.llama_context_default_params()
-        parameters.n_ctx, parameters.n_seq_max, parameters.kv_unified = context, sequences, unified
+        parameters.n_ctx, parameters.n_seq_max, parameters.kv_unified = size, sequences, unified
         parameters.n_batch, parameters.n_ubatch = CALL_TOKENS, self._chunk
         parameters.n_threads = parameters.n_threads_batch = self._threads
-        parameters.flash_attn_type = self._flash
+        on, off = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED, llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        parameters.flash_attn_type = on if flash else off
         made = llama.llama_init_from_model(self._model, parameters)
         if not made:
-            raise RuntimeError(f"llama.cpp cannot make a context of {context} tokens for {sequences} sequences")
+            raise RuntimeError(f"llama.cpp cannot make a context of {size} tokens for {sequences} sequences")
         return made
 
-    def _fork(self, depth: int) -> int:
+    def _fork(self, deep: Deep, depth: int) -> int:
         """The sequence to work in: it stands right after the base's first `depth` tokens."""
-        memory = llama.llama_get_memory(self._deep)
-        if not self._depth or depth < self._depth:
+        memory = llama.llama_get_memory(deep.context)
+        if not deep.depth or depth < deep.depth:
             llama.llama_memory_clear(memory, True)
-            self._depth = 0
+            deep.depth = 0
         if not depth:
             return BASE
         llama.llama_memory_seq_rm(memory, WORK, -1, -1)
-        if depth > self._depth:
-            self._prompt(self._deep, base_tokens(depth, self._vocab)[self._depth :], self._depth, BASE)
-            self._depth = depth
+        if depth > deep.depth:
+            self._prompt(deep.context, base_tokens(depth, self._vocab)[deep.depth :], deep.depth, BASE)
+            deep.depth = depth
         llama.llama_memory_seq_cp(memory, BASE, WORK, -1, -1)
         return WORK
 
@@ -137,11 +151,13 @@ class LlamaCpp:
             raise RuntimeError(f"llama_decode returned {status}")
 
 
-@llama.llama_log_callback
 def _log(level: int, text: bytes, data: Any) -> None:
     """Errors only: it has hundreds of lines to say per load."""
     if level == GGML_LOG_LEVEL_ERROR:
         sys.stderr.write(text.decode(errors="replace"))
+
+
+_LOG = llama.llama_log_callback(_log)  # llama.cpp keeps its address
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from perilune.engine.request import SamplingParams
 class Perilune:
     """Prefix cache and scheduler are at work: a deep base is computed once and found again, as in a conversation."""
 
-    def __init__(self, model: str, threads: int, context: int, sequences: int, chunk: int, profile: bool = False):
+    def __init__(self, model: str, threads: int, context: int, sequences: int, chunk: int, profile: bool) -> None:
         config = EngineConfig(
             model, max_context=context, max_running=sequences, prefill_chunk=chunk, threads=threads, dtype="bfloat16"
         )
