@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -30,7 +31,7 @@ from peers.agreement import check_agreement
 from peers.children import Child, MeasureError
 from peers.environment import default_folder
 from peers.floors import Floors
-from peers.session import MEMORY_CONTEXT, measure, measure_start, run
+from peers.session import MEMORY_CONTEXT, WARM_UP, measure, measure_start, run
 from peers.slices import MODELS, ensure_slice, slice_config
 from peers.targets import LOAD_TIME, PEAK_MEMORY, TARGETS
 from peers.workloads import Workload, longest, workloads
@@ -85,7 +86,7 @@ class Sitting:
     def _speed(
         self, setups: list[engines.Setup], floors: Floors, beside: dict[str, dict[str, list[float]]]
     ) -> Iterator[table.Row]:
-        sizes = {"context": longest(self.rows), "sequences": max(row.sequences for row in self.rows)}
+        sizes = {"context": longest((*self.rows, *WARM_UP)), "sequences": max(row.sequences for row in self.rows)}
         with ExitStack() as stack:
             children: list[tuple[str, Child]] = []
             for setup in setups:
@@ -168,4 +169,5 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the measuring processes are ended too
     sys.exit(main())
