@@ -51,6 +51,8 @@ class Sitting:
         self.arguments = arguments
         model = MODELS[arguments.model]
         layers = arguments.layers or model.layers
+        if layers < model.least:
+            raise MeasureError(f"The first {layers} layers of {model.title} lack a kind of layer: take {model.least}.")
         self.folder = ensure_slice(arguments.slices / f"{arguments.model}{layers}", slice_config(model, layers))
         self.checkpoint = Checkpoint.open(self.folder)
         self.title = f"{model.title}, first {layers} layers, int4 in groups of 32, {arguments.threads} threads"
@@ -128,9 +130,9 @@ class Sitting:
 def main() -> int:
     arguments = parse()
     torch.set_num_threads(arguments.threads)
-    sitting = Sitting(arguments)
     rows = []
     try:
+        sitting = Sitting(arguments)
         for row in sitting.measure():
             rows.append(row)
             print(table.text(row), flush=True)

@@ -39,16 +39,20 @@ _BYTE = np.array([low | high << 4 for high in _CODES for low in _CODES], dtype=n
 
 @dataclass(frozen=True)
 class Model:
-    """A real model: the folder of its config under tests/data, and how many of its layers a slice has by default."""
+    """A real model: the folder of its config under tests/data, and how many of its layers a slice has.
+
+    `least` is where every kind of layer has come once.
+    """
 
     folder: str
     title: str
     layers: int
+    least: int
 
 
 MODELS = {
-    "kimi": Model("kimi-linear-48b", "Kimi-Linear-48B", 4),  # KDA KDA KDA MLA
-    "glm": Model("glm-4.7-flash", "GLM-4.7-Flash", 6),
+    "kimi": Model("kimi-linear-48b", "Kimi-Linear-48B", 4, 4),  # KDA KDA KDA MLA
+    "glm": Model("glm-4.7-flash", "GLM-4.7-Flash", 6, 2),
 }
 
 

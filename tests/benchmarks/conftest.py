@@ -43,5 +43,5 @@ def tiny_slice(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """Its first three layers: KDA with a dense layer, MLA and KDA with experts."""
     from peers.slices import Model, ensure_slice, slice_config
 
-    model = Model(str(tiny_model), "Tiny", LAYERS)
+    model = Model(str(tiny_model), "Tiny", LAYERS, 2)
     return ensure_slice(tmp_path_factory.mktemp("slices") / "tiny", slice_config(model, LAYERS, vocab=256))

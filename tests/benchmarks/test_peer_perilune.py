@@ -48,7 +48,7 @@ def test_logits_are_those_of_the_prompt(engine: Perilune) -> None:
 def test_the_script_measures_one_engine_and_writes_json(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(cpu_peers.MODELS, "kimi", Model(str(tiny_model), "Tiny", 3))
+    monkeypatch.setitem(cpu_peers.MODELS, "kimi", Model(str(tiny_model), "Tiny", 3, 2))
     monkeypatch.setattr(cpu_peers, "measure_machine", lambda seconds: measure_machine(0.0))
     file = tmp_path / "result.json"
     arguments = ["--only", "perilune", "--quick", "--rows", "first*", "--rows", "decode", "--repeats", "1"]
@@ -60,3 +60,11 @@ def test_the_script_measures_one_engine_and_writes_json(
     assert all(row["perilune"] > 0 and row["ratio"] is None for row in result["rows"])
     assert result["machine"]["read"] > 0
     assert "Tiny, first 3 layers" in capsys.readouterr().out
+
+
+def test_a_slice_that_lacks_a_kind_of_layer_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cpu_peers.py", "--model", "kimi", "--layers", "3", "--threads", "1"])
+    assert cpu_peers.main() == 1
+    assert "lack a kind of layer: take 4" in capsys.readouterr().err
