@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
+import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
 
 import torch
+from machine import Machine, measure_machine, times
 
 from perilune.ops.kda import cpu as kda_cpu
 from perilune.ops.kda import reference as kda
@@ -48,47 +48,6 @@ class Row:
     gigabytes_per_s: float
     gigaflops: float
     limit: float
-
-
-@dataclass(frozen=True)
-class Machine:
-    name: str
-    variant: str
-    threads: int
-    read_gigabytes_per_s: float
-    update_gigabytes_per_s: float
-    product_gigaflops: float
-    int8_gigaops: float
-
-
-def median(call: Callable[[], object], seconds: float) -> float:
-    """Seconds per call: the median of as many as fit the time, at least three after one to warm up."""
-    call()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
-
-
-def measure_machine(native: Native, seconds: float) -> Machine:
-    """Read bandwidth by summing 256 MiB, update (read and written) by scaling it, product rates by torch's own at 1,536."""
-    big = torch.ones(BEYOND_CACHES // 4)
-    dtype = torch.bfloat16 if native.torch_has_fast_bf16 else torch.float32
-    a = torch.randn(1536, 1536).to(dtype)
-    b = torch.randint(-128, 128, (1536, 1536), dtype=torch.int8)
-    operations = 2 * 1536**3 / 1e9
-    return Machine(
-        platform.processor() or platform.machine(),
-        native.name,
-        native.threads,
-        big.nbytes / median(big.sum, seconds) / 1e9,
-        2 * big.nbytes / median(lambda: big.mul_(1.0), seconds) / 1e9,
-        operations / median(lambda: a @ a, seconds),
-        operations / median(lambda: torch._int_mm(b, b), seconds),
-    )
 
 
 def weight(name: str, *shape: int) -> Weight:
@@ -133,9 +92,9 @@ class Bench:
         updates: bool = False,
     ) -> Row:
         """`bytewise`: products of int8. `updates`: half of the bytes are written."""
-        took = median(call, self.seconds)
-        product = self.machine.int8_gigaops if bytewise else self.machine.product_gigaflops
-        memory = self.machine.update_gigabytes_per_s if updates else self.machine.read_gigabytes_per_s
+        took = statistics.median(times(call, self.seconds))
+        product = self.machine.int8 if bytewise else self.machine.product
+        memory = self.machine.update if updates else self.machine.read
         floor = max(nbytes / memory / 1e9, operations / product / 1e9)
         return Row(name, took, nbytes / took / 1e9, operations / took / 1e9, floor / took)
 
@@ -170,7 +129,9 @@ class Bench:
             turns = cycle(drawn)
             call = lambda x=x, t=turns, w=weights: moe_cpu.experts(self.native, x, next(t), w, *parts)  # noqa: E731
             operations = 6.0 * tokens * top_k * hidden * width
-            yield self.row(f"experts {model} {name} tokens={tokens}", call, each * used, operations, bytewise=name in BYTEWISE)
+            yield self.row(
+                f"experts {model} {name} tokens={tokens}", call, each * used, operations, bytewise=name in BYTEWISE
+            )
 
     def kda_decode(self) -> Iterator[Row]:
         w = kda.Parameters(
@@ -190,10 +151,10 @@ class Bench:
             size = sum(state.nbytes for state in states)
             yield self.row(f"kda decode sequences={n} layers=4", call, 2.0 * size, 7.0 * size / 4, updates=True)
         tokens, long, state = 512, projections(512), torch.zeros(1, HEADS, DIM, DIM)
-        call = lambda: kda_cpu.prefill(self.native, long, slice(0, tokens), 0, w, state, conv[:1])  # noqa: E731
+        whole = lambda: kda_cpu.prefill(self.native, long, slice(0, tokens), 0, w, state, conv[:1])  # noqa: E731
         # per token and head: (K exp G) S, (Q exp G) S and K^T R are K x V; A, M, A R and M R half a chunk wide
         operations = tokens * HEADS * (3 * 2.0 * DIM * DIM + 4 * 2.0 * 32 * DIM)
-        yield self.row(f"kda prefill tokens={tokens}", call, tokens * HEADS * DIM * 12.0, operations)
+        yield self.row(f"kda prefill tokens={tokens}", whole, tokens * HEADS * DIM * 12.0, operations)
 
     def router(self) -> Iterator[Row]:
         router, bias = weight("bf16", 256, HIDDEN), torch.rand(256)
@@ -234,10 +195,8 @@ def main() -> int:
     if isinstance(native, str):
         print(f"There are no kernels to measure: {native}.", file=sys.stderr)
         return 1
-    machine = measure_machine(native, arguments.seconds)
-    print(f"{machine.name}, {machine.variant}, {machine.threads} threads: ", end="")
-    print(f"read {machine.read_gigabytes_per_s:.1f} GB/s, update {machine.update_gigabytes_per_s:.1f} GB/s, ", end="")
-    print(f"product {machine.product_gigaflops:.0f} GFLOP/s, int8 {machine.int8_gigaops:.0f} GOP/s\n")
+    machine = measure_machine(arguments.seconds)
+    print(f"{machine.line}\n")
     print(f"{'kernel':36} {'ms':>9} {'GB/s':>7} {'GFLOP/s':>8} {'of limit':>8}")
     rows = []
     for row in Bench(native, machine, arguments.seconds).rows():
