@@ -78,7 +78,8 @@ class DiskTier:
                 if whole and places.filled == index * PAGE_TOKENS:
                     places.filled += PAGE_TOKENS
             if places.row is not None and places.filled == length:
-                places.state_filled = self._fill("state", keys[length // PAGE_TOKENS - 1], self._rows[places.row])
+                if self._fill("state", keys[length // PAGE_TOKENS - 1], self._rows[places.row]):
+                    places.origin = "disk"
         self.reading.note(self._store.read_bytes - before, time.perf_counter() - started)
         gained = self._manager.known(prompt).tokens - known.tokens
         self.loads += gained > 0

@@ -105,7 +105,7 @@ class EngineCore:
             stop_ids=stop_ids,
             constraint=constraint,
         )
-        sequence = Sequence(request.id, request.prompt)
+        sequence = Sequence(request.id, request.prompt, salt=request.salt, marks=request.marks)
         self._active[request.id] = _Active(sequence, request, sampler, max_new)
         self.scheduler.add(sequence)
 
@@ -252,6 +252,7 @@ class EngineCore:
             "snapshot_slots": self.plan.cache.snapshots,
             "snapshots": held.snapshots,
             "cache_bytes_cached": held.bytes_cached,
+            "cache_bytes_padding": held.bytes_padding,
             "running": len(self.scheduler.running),
             "waiting": len(self.scheduler.waiting),
             "load_seconds": self.load_seconds,

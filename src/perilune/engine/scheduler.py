@@ -30,7 +30,8 @@ REPLAY_TOKENS = 64
 class Sequence:
     """One sequence on its way. `computed` tokens of prompt + outputs are in the cache.
 
-    `cached`: how many of the prompt's were there already when it was first admitted.
+    `cached`: how many of the prompt's were there already when it was first admitted. `salt` and `marks` are the
+    cache's: whose prefixes it shares, and where the client wants a state kept.
     """
 
     id: str
@@ -39,6 +40,8 @@ class Sequence:
     computed: int = 0
     preemptions: int = 0
     cached: int = 0
+    salt: bytes = b""
+    marks: tuple[int, ...] = ()
 
     @property
     def known(self) -> int:
@@ -158,10 +161,10 @@ class Scheduler:
             # One token beyond what is known, so that a resumed request can take its next step; and a page of headroom
             # for each request already running, so that the newcomer is not preempted at once.
             head = self.waiting[0]
-            if not self.cache.can_admit(head.known + 1 + PAGE_TOKENS * len(self.running), head.prompt):
+            if not self.cache.can_admit(head.known + 1 + PAGE_TOKENS * len(self.running), head.prompt, head.salt):
                 break
             self.waiting.popleft()
-            self.cache.admit(head.id, head.known + 1, head.prompt)
+            self.cache.admit(head.id, head.known + 1, head.prompt, head.salt, head.marks)
             head.computed = self.cache.cached(head.id)
             if not head.preemptions:
                 head.cached = head.computed
