@@ -76,7 +76,7 @@ def test_a_server_killed_and_started_again_finds_its_prompts_on_disk(tmp_path: P
     try:
         with second.client() as client:
             assert ask(client, "/v1/completions", "x") == (prompt, (prompt - 1) // 64 * 64)
-        assert second.metric("perilune_engine_disk_loads_total") == 1
+        assert second.metric("perilune_engine_tier_loads_total") == 1
     finally:
         second.stop()
     listed = subprocess.run(

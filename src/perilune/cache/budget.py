@@ -17,8 +17,8 @@ class CachePlan:
     """Pages and rows to allocate, their bytes, and a short reason per decision.
 
     `slots` is how many sequences can run at once, `snapshots` how many rows of the same size the slot arena has beyond
-    them, for states kept between requests. `slot_padding_bytes` is what alignment adds to each row. `max_context` is the most tokens one sequence can reach: what was asked
-    for, or less if the budget is tight.
+    them, for states kept between requests. `slot_padding_bytes` is what alignment adds to each row. `max_context` is
+    the most tokens one sequence can reach: what was asked for, or less if the budget is tight.
     """
 
     pages: int

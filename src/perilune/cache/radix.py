@@ -77,7 +77,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Lost:
-    """What a prompt would have found, had nothing made way: tokens in pages and in a state beyond those of the match."""
+    """What a prompt would have found beyond its match, had nothing made way: tokens in pages, and up to a state."""
 
     kv_tokens: int = 0
     tokens: int = 0

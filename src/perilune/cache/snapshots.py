@@ -52,7 +52,8 @@ def positions(
 ) -> list[tuple[int, Origin]]:
     """Snapshots to take in prefill of [start, end): (tokens, origin) with start < tokens <= end, the best first.
 
-    `marks` are where the client said that others will go on from, each rounded down to whole pages. Interval snapshots only as long as the prompt's end is not reached: they are for whoever is preempted before.
+    `marks` are where the client said that others will go on from, each rounded down to whole pages. Interval snapshots
+    only as long as the prompt's end is not reached: they are for whoever is preempted before.
     """
     last = floor_page(prompt_tokens)
     wanted: dict[int, Origin] = {last: "prompt_end"}

@@ -10,8 +10,8 @@ class CacheStats:
     """What is held right now. `used` is held by requests, `cached` by the prefix tree alone, and can be had back.
 
     `tokens` is what requests asked room for; `bytes_used` and `bytes_cached` are whole pages and rows. `snapshots`
-    counts rows, shared or not. `bytes_padding` is the part of used and cached bytes that holds nothing: alignment inside
-    rows, and places of tokens in pages that are not full.
+    counts rows, shared or not. `bytes_padding` is the part of used and cached bytes that holds nothing: alignment
+    inside rows, and places of tokens in pages that are not full.
     """
 
     requests: int

@@ -34,6 +34,9 @@ def serve(
     snapshot_slots: Annotated[
         int | None, typer.Option(min=0, help="States kept beyond the running ones; `perilune plan` prices them.")
     ] = None,
+    cache_host_bytes: Annotated[
+        str | None, typer.Option(help="Host memory for what makes way in the cache, like 8GiB; for GPU engines.")
+    ] = None,
     cache_dir: Annotated[
         str | None, typer.Option(help="Folder where beginnings of prompts outlive the process; private to the user.")
     ] = None,
@@ -64,6 +67,7 @@ def serve(
         prefix_cache=prefix_cache,
         snapshot_slots=snapshot_slots,
         kernels=kernels,
+        cache_host_bytes=None if cache_host_bytes is None else parse_bytes(cache_host_bytes),
         cache_dir=cache_dir,
         cache_disk_bytes=parse_bytes(cache_disk_bytes),
     )
