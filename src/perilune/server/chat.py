@@ -108,6 +108,7 @@ async def chat_completions(body: ChatBody, request: Request, front: FrontDep) ->
         front,
         body.conversation(),
         lambda grammar: body.sampling(max_tokens=limit, logprobs=top, grammar=grammar),
+        front.salt(request),
     )
     answers, deltas = Answers(prepared.make_reader), front.answer([prepared.job])
     if body.stream:

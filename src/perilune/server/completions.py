@@ -63,7 +63,7 @@ async def completions(body: CompletionBody, request: Request, front: FrontDep) -
         front.tokenizer()
         await front.grammars.check(constraint)
     encoded = await asyncio.to_thread(_encode, front, prompts, body.add_special_tokens is not False)
-    jobs = [Job(ids, params) for ids in encoded]
+    jobs = [Job(ids, params, front.salt(request)) for ids in encoded]
     for job in jobs:
         # Before any of them starts: one bad prompt must not waste the work on the others.
         front.engine.limits.check(job.prompt_ids, params)

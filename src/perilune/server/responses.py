@@ -64,6 +64,7 @@ async def responses(body: ResponsesBody, request: Request, front: FrontDep) -> R
         front,
         body.conversation(),
         lambda grammar: body.sampling(max_tokens=body.max_output_tokens, logprobs=None, grammar=grammar),
+        front.salt(request),
     )
     answers, deltas = Answers(prepared.make_reader), front.answer([prepared.job])
     if body.stream:

@@ -12,6 +12,7 @@ from perilune.errors import RequestError
 from perilune.server.body import JsonRoute, StrictBody, TokenId
 from perilune.server.chat_body import Message, Tool
 from perilune.server.front import Front, FrontDep
+from perilune.server.marks import take_marks
 from perilune.server.openapi import BODY_ERRORS
 
 router = APIRouter(route_class=JsonRoute, tags=["tokens"])
@@ -71,9 +72,10 @@ async def detokenize(body: DetokenizeBody, front: FrontDep) -> Detokenized:
 def _ids(front: Front, body: TokenizeBody) -> list[int]:
     if body.prompt is not None:
         return front.encode_prompt(body.prompt, opening=body.add_special_tokens is not False)
+    unmarked = take_marks(body.messages or [], body.tools or [])
     prompt = front.chat_template().render(
-        body.messages or [],
-        body.tools,
+        unmarked.messages,
+        unmarked.tools,
         add_generation_prompt=body.add_generation_prompt,
         extra=body.chat_template_kwargs,
     )
