@@ -88,7 +88,7 @@ def test_a_mark_on_a_tool_covers_it_and_the_tools_before(marked: int) -> None:
     text = before(prompt, place)
     assert f"tool_{marked}" in text
     assert f"tool_{marked + 1}" not in text
-    assert text.count("}}\n") >= marked
+    assert text.count('"type": "function"') == marked + 1
     inside = tool("tool_0")
     inside["function"][FIELD] = MARK
     assert placed(template, [message("user", "x")], [inside])[1] != [None]
