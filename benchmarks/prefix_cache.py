@@ -292,6 +292,7 @@ class Bench:
     def run(self) -> None:
         for case in self.options.cases:
             getattr(self, case)()
+            sys.stdout.flush()
         for case, servers in self.results.items():
             if case != "overhead" and len(servers) == 2:
                 ours, theirs = servers["perilune"]["total_seconds"], servers["llama.cpp"]["total_seconds"]
