@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ from perilune.models.hub import resolve
 CASES = ("chat", "shared", "turn", "restart", "overhead")
 ANSWER = 16
 CONTEXT = 10240
+UNEVEN = 40
+"""No prompt ends on a page by chance: 64 tokens of the same prompt would be computed again where others compute 40."""
 START_SECONDS = 300.0
 
 
@@ -60,10 +62,8 @@ class Server:
     process: subprocess.Popen[bytes]
     url: str
     log: Path
-    client: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=600))
 
     def stop(self) -> None:
-        self.client.close()
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(60)
@@ -75,7 +75,8 @@ class Server:
         """Stream `answer` tokens after `prompt`."""
         body = self._body(list(prompt), answer)
         started, first, tokens, reused = time.perf_counter(), 0.0, list[int](), 0
-        with self.client.stream("POST", self.url + self._path, json=body) as response:
+        # a connection per request: a server may have closed an idle one just now
+        with httpx.stream("POST", self.url + self._path, json=body, timeout=600) as response:
             if response.status_code != 200:
                 raise SystemExit(f"{self.name}: {response.read().decode()}")
             for line in response.iter_lines():
@@ -108,7 +109,7 @@ class Server:
         return int(details.get("cached_tokens") or 0)
 
     def metric(self, name: str) -> float:
-        found = re.search(rf"^perilune_engine_{name} (\S+)$", self.client.get(self.url + "/metrics").text, re.MULTILINE)
+        found = re.search(rf"^perilune_engine_{name} (\S+)$", httpx.get(self.url + "/metrics").text, re.MULTILINE)
         return float(found.group(1)) if found else 0.0
 
 
@@ -236,7 +237,7 @@ class Bench:
         stack, servers = self._both()
         with stack:
             for server in servers:
-                said = self.text(self.scaled(8192), "turn")
+                said = self.text(self.scaled(8192) + UNEVEN, "turn")
                 first = server.ask(said)
                 second = server.ask([*said, *first.tokens, *self.text(64, "second")])
                 self._note("turn", server, [first, second], prompt_tokens=len(said), share=second.first / first.first)
@@ -244,7 +245,7 @@ class Bench:
     def restart(self) -> None:
         """A prompt, a new process, the prompt again. The files were just written, so the system has them in memory."""
         with tempfile.TemporaryDirectory() as folder:
-            prompt = self.text(self.scaled(8192), "restart")
+            prompt = self.text(self.scaled(8192) + UNEVEN, "restart")
             with self.perilune("--cache-dir", folder) as server:
                 cold = server.ask(prompt, 2)
             with self.perilune("--cache-dir", folder) as server:
@@ -259,8 +260,8 @@ class Bench:
             servers = {name: stack.enter_context(self.perilune(*given)) for name, given in flags.items()}
             seconds: dict[str, list[float]] = {name: [] for name in servers}
             for number in range(self.options.rounds + 2):  # two to fill what is kept, so that every round evicts
-                names = list(servers) if number % 2 else list(servers)[::-1]
-                for name in names:
+                turn = number % len(servers)  # nobody goes twice in a row, with its weights still in the caches
+                for name in [*list(servers)[turn:], *list(servers)[:turn]]:
                     answer = servers[name].ask(self.text(self.scaled(1024), f"alone {number}"), ANSWER)
                     if number >= 2:
                         seconds[name].append(answer.last)

@@ -203,10 +203,10 @@ class RadixTree:
 
     def spare_pages(self, keep: Collection[Node] = ()) -> int:
         """Pages that only the tree holds, without those of `keep` (a path from the root): what `evict` can free."""
-        return sum(self._spare(node, keep) for node in self._nodes.values())
+        return self._pages.sole(TREE) - sum(self._spare(node) for node in keep)
 
-    def _spare(self, node: Node, keep: Collection[Node] = ()) -> bool:
-        return self._pages.references(node.page) == 1 and node not in keep
+    def _spare(self, node: Node) -> bool:
+        return self._pages.references(node.page) == 1
 
     def evict(self, count: int) -> tuple[int, int]:
         """Free `count` pages, at most `spare_pages()` of them; returns (pages freed, snapshots that went with them)."""
