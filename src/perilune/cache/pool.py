@@ -109,8 +109,8 @@ class Pool:
             raise AssertionError(f"{name}: {len(free)} free + {len(self._holders)} used is not {self.total}")
         if stray := {i for i in free | self._holders.keys() if not 0 <= i < self.total}:
             raise AssertionError(f"{name}: places {sorted(stray)} do not exist")
+        if unheld := [i for i, holders in self._holders.items() if not holders]:
+            raise AssertionError(f"{name}: places {unheld} are used by nobody")
         sole = Counter(next(iter(holders)) for holders in self._holders.values() if len(holders) == 1)
         if sole != self._sole:
             raise AssertionError(f"{name}: counted as held by one alone are {self._sole}, they are {dict(sole)}")
-        if unheld := [i for i, holders in self._holders.items() if not holders]:
-            raise AssertionError(f"{name}: places {unheld} are used by nobody")
