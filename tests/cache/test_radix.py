@@ -1,4 +1,7 @@
-"""The prefix tree against a dictionary of prefixes, under random inserts, readers, snapshots and evictions."""
+"""The prefix tree against a dictionary of prefixes, under random inserts, readers, snapshots and evictions.
+
+A prefix in the dictionary begins with its salt; two salts share nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ from hypothesis import assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
+from perilune.cache.forgotten import Forgotten
 from perilune.cache.pool import Pool
-from perilune.cache.radix import TREE, RadixTree
+from perilune.cache.radix import TREE, Match, Node, RadixTree, path_to
 
 PAGES, ROWS = 24, 6
 Text = tuple[int, ...]
+Prefix = tuple[bytes, Text]
 
 
 def spell(word: list[int], extra: int = 0) -> Text:
@@ -22,10 +27,14 @@ def spell(word: list[int], extra: int = 0) -> Text:
 
 
 WORDS = st.lists(st.integers(0, 2), min_size=0, max_size=5)
+SALTS = st.sampled_from([b"", b"one", b"other"])
 
 
 class TreeAgainstDictionary(RuleBasedStateMachine):
-    """`known` maps a prefix to its page, `kept` to its row; readers hold the pages of what they matched."""
+    """`known` maps a prefix to its page, `kept` to its row; readers hold the pages of what they matched.
+
+    `lost_pages` and `lost_states` are the prefixes that made way and have not come back.
+    """
 
     stateful = True
 
@@ -33,28 +42,40 @@ class TreeAgainstDictionary(RuleBasedStateMachine):
         super().__init__()
         self.pages, self.rows = Pool(PAGES), Pool(ROWS)
         self.tree = RadixTree(self.pages, self.rows, stateful=self.stateful)
-        self.known: dict[Text, int] = {}
-        self.kept: dict[Text, int] = {}
+        self.tree.on_evict = self.hear
+        self.known: dict[Prefix, int] = {}
+        self.kept: dict[Prefix, int] = {}
+        self.lost_pages: set[Prefix] = set()
+        self.lost_states: set[Prefix] = set()
+        self.heard: list[Prefix] = []
         self.count = 0
 
     readers = Bundle("readers")
 
-    def prefixes(self, tokens: Text) -> list[Text]:
-        return [tokens[:end] for end in range(64, len(tokens) + 1, 64)]
+    def prefixes(self, salt: bytes, tokens: Text) -> list[Prefix]:
+        return [(salt, tokens[:end]) for end in range(64, len(tokens) + 1, 64)]
 
-    @rule(target=readers, word=WORDS, extra=st.integers(0, 63), limit=st.integers(0, 400))
-    def read(self, word: list[int], extra: int, limit: int) -> Any:
+    def hear(self, node: Node) -> None:
+        """Told before anything goes: pages and row are still held by the tree."""
+        path = path_to(node)
+        self.heard.append((node.salt, tuple(token for step in path for token in step.key)))
+        assert all(TREE in self.pages.holders(step.page) for step in path)
+        assert node.snapshot is None or TREE in self.rows.holders(node.snapshot)
+
+    @rule(target=readers, salt=SALTS, word=WORDS, extra=st.integers(0, 63), limit=st.integers(0, 400))
+    def read(self, salt: bytes, word: list[int], extra: int, limit: int) -> Any:
         tokens = spell(word, extra)
-        match = self.tree.match(tokens, limit)
+        match = self.tree.match(tokens, limit, salt)
         path = []
-        for prefix in self.prefixes(tokens[:limit]):
+        for prefix in self.prefixes(salt, tokens[:limit]):
             if prefix not in self.known:
                 break
             path.append(prefix)
-        ends = [len(prefix) for prefix in path if prefix in self.kept or not self.stateful]
+        ends = [len(prefix[1]) for prefix in path if prefix in self.kept or not self.stateful]
         assert match.kv_tokens == 64 * len(path)
         assert match.tokens == max(ends, default=0)
-        assert [node.page for node in match.reused] == [self.known[p] for p in path if len(p) <= match.tokens]
+        assert [node.page for node in match.reused] == [self.known[p] for p in path if len(p[1]) <= match.tokens]
+        self.compare_lost(salt, tokens[:limit], match)
         self.tree.use(match)
         if not match.tokens:
             return multiple()
@@ -62,43 +83,62 @@ class TreeAgainstDictionary(RuleBasedStateMachine):
         self.pages.retain([node.page for node in match.reused], self.count)
         return self.count
 
+    def compare_lost(self, salt: bytes, tokens: Text, match: Match) -> None:
+        lost = self.tree.lost(tokens, len(tokens), match, salt)
+        reach = match.kv_tokens
+        for prefix in self.prefixes(salt, tokens)[reach // 64 :]:
+            if prefix not in self.lost_pages:
+                break
+            reach = len(prefix[1])
+        assert lost.kv_tokens == reach - match.kv_tokens
+        states = [len(p[1]) for p in self.prefixes(salt, tokens[:reach]) if p in self.lost_states]
+        best = max(states, default=0) if self.stateful else reach
+        assert lost.tokens == max(0, best - match.tokens)
+
     @rule(reader=consumes(readers))
     def stop_reading(self, reader: int) -> None:
         self.pages.release(self.pages.held_by(reader), reader)
 
-    @rule(target=readers, word=WORDS, stays=st.booleans())
-    def compute(self, word: list[int], stays: bool) -> Any:
+    @rule(target=readers, salt=SALTS, word=WORDS, stays=st.booleans())
+    def compute(self, salt: bytes, word: list[int], stays: bool) -> Any:
         """A request with pages of its own for everything: known prefixes keep the tree's page."""
         self.count += 1
         mine = self.pages.allocate(len(word), self.count)
         assume(mine is not None)
         tokens, new = spell(word), 0
-        for prefix, page in zip(self.prefixes(tokens), mine or [], strict=True):
+        for prefix, page in zip(self.prefixes(salt, tokens), mine or [], strict=True):
             if prefix not in self.known:
                 self.known[prefix] = page
+                self.lost_pages.discard(prefix)
                 new += 1
-        assert self.tree.insert(tokens, mine or []) == new
+        assert self.tree.insert(tokens, mine or [], salt) == new
         if stays and word:
             return self.count
         self.pages.release(mine or [], self.count)
         return multiple()
 
-    @rule(word=WORDS)
-    def snapshot(self, word: list[int]) -> None:
+    @rule(salt=SALTS, word=WORDS, missed=st.booleans())
+    def snapshot(self, salt: bytes, word: list[int], missed: bool) -> None:
         tokens = spell(word)
         got = self.rows.allocate(1, "export")
         if got is None:
             node = self.tree.spare_snapshot()
             assert node is not None
-            lost = next(prefix for prefix, row in self.kept.items() if row == node.snapshot)
-            self.tree.drop(node)
-            del self.kept[lost]
+            gone = next(prefix for prefix, row in self.kept.items() if row == node.snapshot)
+            if missed:
+                self.tree.evict_snapshot(node)
+                self.lost_states.add(gone)
+                assert self.heard.pop() == gone
+            else:
+                self.tree.drop(node)
+            del self.kept[gone]
             got = self.rows.allocate(1, "export")
         assert got is not None
-        wanted = tokens in self.known and tokens not in self.kept
-        assert self.tree.attach(tokens, len(tokens), got[0], "branch") == wanted
+        wanted = (salt, tokens) in self.known and (salt, tokens) not in self.kept
+        assert self.tree.attach(tokens, len(tokens), got[0], "branch", salt) == wanted
         if wanted:
-            self.kept[tokens] = got[0]
+            self.kept[salt, tokens] = got[0]
+            self.lost_states.discard((salt, tokens))
         self.rows.release(got, "export")
 
     @rule(count=st.integers(1, PAGES))
@@ -107,12 +147,19 @@ class TreeAgainstDictionary(RuleBasedStateMachine):
         spare = sum(self.pages.references(page) == 1 for page in self.known.values())
         assert self.tree.spare_pages() == spare
         free, snapshots = self.pages.free, len(self.kept)
+        self.heard.clear()
         freed, lost = self.tree.evict(count)
         assert self.pages.free - free == freed
         assert min(count, spare) <= freed <= spare
-        self.known = {prefix: page for prefix, page in self.known.items() if page in self.tree.pages}
-        self.kept = {prefix: row for prefix, row in self.kept.items() if row in self.tree.snapshots}
+        pages = {prefix for prefix, page in self.known.items() if page not in self.tree.pages}
+        states = {prefix for prefix, row in self.kept.items() if row not in self.tree.snapshots}
+        self.known = {prefix: page for prefix, page in self.known.items() if prefix not in pages}
+        self.kept = {prefix: row for prefix, row in self.kept.items() if prefix not in states}
+        self.lost_pages |= pages
+        self.lost_states |= states
         assert snapshots - len(self.kept) == lost
+        assert sorted(self.heard) == sorted(states if self.stateful else pages)
+        self.heard.clear()
 
     @invariant()
     def tells_the_same_story(self) -> None:
@@ -121,8 +168,8 @@ class TreeAgainstDictionary(RuleBasedStateMachine):
         self.rows.check("rows")
         assert set(self.tree.pages) == set(self.known.values()) == self.pages.held_by(TREE)
         assert set(self.tree.snapshots) == set(self.kept.values()) == self.rows.held_by(TREE)
-        for prefix in self.known:
-            assert len(prefix) == 64 or prefix[:-64] in self.known, "a page whose beginning is gone"
+        for salt, tokens in self.known:
+            assert len(tokens) == 64 or (salt, tokens[:-64]) in self.known, "a page whose beginning is gone"
         assert self.kept.keys() <= self.known.keys()
 
 
@@ -198,6 +245,16 @@ def test_the_snapshot_that_saves_least_for_its_age_goes_first() -> None:
     assert spare is not None
     assert spare.length == 64  # of the two old ones, the one that saves 64 tokens and not 192
     assert spare is tree.find(spell([0]), 64)
+
+
+def test_what_made_way_is_forgotten_in_the_end() -> None:
+    forgotten = Forgotten(capacity=3)
+    for trace in (1, 2, 1, 3, 4):
+        forgotten.add(trace)
+    assert [trace in forgotten for trace in (1, 2, 3, 4)] == [True, False, True, True]
+    forgotten.discard(1)
+    forgotten.discard(99)
+    assert len(forgotten) == 2
 
 
 def test_a_snapshot_about_to_be_read_is_not_spare() -> None:

@@ -37,6 +37,12 @@ def test_the_prompts_end_comes_first_and_intervals_only_before_it_is_reached() -
     assert positions(63, 0, 64, 0, 63) == []
 
 
+def test_marks_come_before_guesses_and_are_rounded_down_to_whole_pages() -> None:
+    found = positions(1000, 320, 128, 0, 1000, marks=(200, 255, 320, 40, 10**6))
+    assert found == [(960, "prompt_end"), (192, "mark"), (320, "mark"), (896, "head")]
+    assert positions(1000, 0, 1024, 192, 512, marks=(200, 448)) == [(448, "mark")]
+
+
 @given(st.integers(1, 5000), st.integers(0, 70), st.integers(1, 20), st.integers(0, 70), st.integers(1, 600))
 def test_positions_are_boundaries_inside_what_is_computed(
     prompt: int, branch_at: int, interval: int, start: int, count: int

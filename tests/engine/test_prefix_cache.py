@@ -54,10 +54,16 @@ class Lab:
                 self.answers[key] += [event.token for event in self._cold.step() if event.token]
         return self.answers[key]
 
-    def run(self, core: EngineCore, *prompts: tuple[int, ...], params: SamplingParams = PARAMS) -> list[int]:
+    def run(
+        self,
+        core: EngineCore,
+        *prompts: tuple[int, ...],
+        params: SamplingParams = PARAMS,
+        marks: tuple[int, ...] = (),
+    ) -> list[int]:
         """All prompts at once; every answer is that of `cold`. Returns how many tokens of each were cached."""
         for number, tokens in enumerate(prompts):
-            core.add(Submit(str(number), tokens, params, seed=7))
+            core.add(Submit(str(number), tokens, params, seed=7, marks=marks))
         answers: list[Answer] = [[] for _ in prompts]
         cached = [0] * len(prompts)
         while core.busy:
@@ -159,6 +165,17 @@ def test_a_branch_far_before_the_end_costs_two_misses(hybrid: Lab) -> None:
     assert stats["prefix_snapshots_branch_total"] == 1
     assert stats["prefix_recomputed_tokens_total"] == 256
     assert stats["prefix_lookups_no_snapshot_total"] == 1
+
+
+@pytest.mark.parametrize("mark", [63, 64, 65, 127, 128, 129, 191, 192])
+@pytest.mark.parametrize("chunk", [64, 512])
+def test_a_marked_place_is_reused_at_the_second_request(hybrid: Lab, mark: int, chunk: int) -> None:
+    """Without the mark the state nearest to it would lie at the first prompt's end."""
+    core, base = hybrid.engine(snapshot_interval=1024, prefill_chunk=chunk), text(192)
+    first, second = ((*base[:mark], *text(300, seed=seed)) for seed in (1, 2))
+    assert hybrid.run(core, first, marks=(mark, mark, 10**6)) == [0]
+    assert hybrid.run(core, second) == [mark // 64 * 64]
+    assert core.stats()["prefix_snapshots_mark_total"] == (1 if mark >= 64 else 0)
 
 
 def test_a_conversation_never_computes_a_turn_twice(lab: Lab) -> None:

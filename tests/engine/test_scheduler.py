@@ -48,6 +48,7 @@ class Simulation:
     admissions: dict[str, int] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
     preemptions: int = 0
+    salts: set[bytes] = field(default_factory=set)
     next_token: int = 10**6
 
     def __post_init__(self) -> None:
@@ -55,9 +56,11 @@ class Simulation:
         self.scheduler = Scheduler(self.cache, self.chunk)
 
     def add(self, prompt: int, answer: int, shared: int = 0) -> Sequence:
-        """The first `shared` tokens are those of every other prompt."""
+        """The first `shared` tokens are those of every other prompt, marked; every third prompt has another salt."""
         number = len(self.numbers)
-        sequence = Sequence(f"r{number}", (*range(shared), *range(1000 * number + 1000, 1000 * number + 1000 + prompt)))
+        tokens = (*range(shared), *range(1000 * number + 1000, 1000 * number + 1000 + prompt))
+        marks = (shared,) if number % 2 else ()
+        sequence = Sequence(f"r{number}", tokens, salt=b"" if number % 3 else b"third", marks=marks)
         self.numbers[sequence.id], self.answers[sequence.id] = number, answer
         self.computed[sequence.id] = self.admissions[sequence.id] = 0
         self.scheduler.add(sequence)
@@ -107,6 +110,9 @@ class Simulation:
         assert self.prefix or not start
         assert (source is not None) == (start > 0 and self.prefix is not None and self.prefix.stateful)
         self.computed[sequence.id] = start
+        if sequence.salt not in self.salts:
+            assert start == 0, "the first with its salt has nothing to share"
+        self.salts.add(sequence.salt)
 
     def _check_work(self, work: Work) -> None:
         sequence, end = work.sequence, work.start + work.count

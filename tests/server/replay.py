@@ -36,7 +36,7 @@ class ReplayEngine(AsyncEngine):
         self.script = script
 
     async def generate(
-        self, prompt_ids: Sequence[int], params: SamplingParams, request_id: str | None = None
+        self, prompt_ids: Sequence[int], params: SamplingParams, request_id: str | None = None, **_: object
     ) -> AsyncGenerator[TextDelta, None]:
         script = self.script
         script.asked.append((list(prompt_ids), params))

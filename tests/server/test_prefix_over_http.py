@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import live
@@ -76,7 +77,7 @@ def test_a_server_killed_and_started_again_finds_its_prompts_on_disk(tmp_path: P
     try:
         with second.client() as client:
             assert ask(client, "/v1/completions", "x") == (prompt, (prompt - 1) // 64 * 64)
-        assert second.metric("perilune_engine_disk_loads_total") == 1
+        assert second.metric("perilune_engine_tier_loads_total") == 1
     finally:
         second.stop()
     listed = subprocess.run(
@@ -84,6 +85,68 @@ def test_a_server_killed_and_started_again_finds_its_prompts_on_disk(tmp_path: P
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "0 were broken" in listed.stdout
+
+
+def chat(client: httpx.Client, messages: list[Any], **more: Any) -> tuple[int, int]:
+    """(prompt tokens, cached tokens) of one answer."""
+    asked = {"model": live.MODEL, "temperature": 0, "max_tokens": 1, "messages": messages, **more}
+    usage = client.post("/v1/chat/completions", json=asked).raise_for_status().json()["usage"]
+    return usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
+
+
+@pytest.mark.parametrize("where", ["message", "part", "nowhere"])
+def test_a_marked_beginning_is_reused_at_the_second_request_whatever_follows(
+    server: live.LiveServer, http: httpx.Client, where: str
+) -> None:
+    system = f"Rules of {where}. " + "You answer with care. " * 25
+    mark = {"cache_control": {"type": "ephemeral"}}
+    said: dict[str, Any] = {"role": "system", "content": system}
+    if where == "message":
+        said |= mark
+    if where == "part":
+        said["content"] = [{"type": "text", "text": system, **mark}]
+    counted = server.metric("perilune_cache_marks_total", outcome="placed")
+    taken = server.metric("perilune_engine_prefix_snapshots_mark_total")
+    tails = [f"{name} " * 150 for name in ("alpha", "bravo", "charlie")]
+    assert chat(http, [said, {"role": "user", "content": tails[0]}])[1] == 0
+    head = chat(http, [{"role": "system", "content": system}, {"role": "user", "content": "x"}])[0]
+    reused = [chat(http, [said, {"role": "user", "content": tail}])[1] for tail in tails[1:]]
+    marked = where != "nowhere"
+    assert server.metric("perilune_cache_marks_total", outcome="placed") - counted == 3 * marked
+    assert server.metric("perilune_engine_prefix_snapshots_mark_total") - taken == marked
+    if marked:
+        assert head - 128 < reused[0] == reused[1] < head
+
+
+def test_a_mark_that_is_not_understood_is_an_error_that_names_it(http: httpx.Client) -> None:
+    said = [{"role": "user", "content": "x", "cache_control": {"type": "eternal"}}]
+    answer = http.post("/v1/chat/completions", json={"model": live.MODEL, "messages": said})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "messages[0].cache_control"
+
+
+def test_isolated_keys_share_nothing_in_memory_or_on_disk(tmp_path: Path) -> None:
+    flags = ("--cache-isolation", "key", "--cache-dir", str(tmp_path / "kept"), "--dtype", "float32")
+
+    def cached(server: live.LiveServer, path: str, key: str) -> int:
+        with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
+            return ask(client, path, "x")[1]
+
+    first = live.start(tmp_path, *flags)
+    try:
+        for path in ("/v1/completions", "/v1/chat/completions", "/v1/responses"):
+            assert cached(first, path, live.KEY) == 0
+            assert cached(first, path, live.KEY) > 0
+            assert cached(first, path, live.SECOND_KEY) == 0
+    finally:
+        first.stop()
+    second = live.start(tmp_path, *flags, "--api-key", "third-secret")
+    try:
+        reused = [cached(second, "/v1/completions", key) for key in ("third-secret", live.KEY, live.SECOND_KEY)]
+        assert reused[0] == 0
+        assert reused[1] == reused[2] > 0
+    finally:
+        second.stop()
 
 
 def test_it_can_be_turned_off(tmp_path: Path) -> None:

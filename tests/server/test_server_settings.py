@@ -18,7 +18,8 @@ from perilune.text.tokenizer import load_tokenizer
     "wrong",
     [
         {"port": -1}, {"port": 65536}, {"max_body_bytes": 0}, {"body_seconds": 0}, {"drain_seconds": -1},
-        {"served_model_names": ("",)}, {"api_keys": ("",)},
+        {"served_model_names": ("",)}, {"api_keys": ("",)}, {"cache_isolation": "user", "api_keys": ("k",)},
+        {"cache_isolation": "key"},
     ],
     ids=lambda wrong: next(iter(wrong)),
 )  # fmt: skip

@@ -17,8 +17,8 @@ class CachePlan:
     """Pages and rows to allocate, their bytes, and a short reason per decision.
 
     `slots` is how many sequences can run at once, `snapshots` how many rows of the same size the slot arena has beyond
-    them, for states kept between requests. `max_context` is the most tokens one sequence can reach: what was asked
-    for, or less if the budget is tight.
+    them, for states kept between requests. `slot_padding_bytes` is what alignment adds to each row. `max_context` is
+    the most tokens one sequence can reach: what was asked for, or less if the budget is tight.
     """
 
     pages: int
@@ -31,6 +31,7 @@ class CachePlan:
     max_context: int
     because: tuple[str, ...]
     snapshots: int = 0
+    slot_padding_bytes: int = 0
 
     @property
     def rows(self) -> int:
@@ -87,6 +88,7 @@ def plan_cache(
         because=_reasons(geometry, slots, pages, max_context, max_running, cache_bytes)
         + _snapshot_reasons(geometry, rows, snapshots, max_running),
         snapshots=rows,
+        slot_padding_bytes=geometry.padding_bytes,
     )
 
 

@@ -12,7 +12,7 @@ decoding wrote differs in the last bit from what prefill of the same tokens give
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -22,29 +22,7 @@ from perilune.cache.pool import Pool
 from perilune.cache.prefix import PrefixCounts, PrefixSettings, explain
 from perilune.cache.radix import TREE, Match, Node, RadixTree
 from perilune.cache.snapshots import Origin, branch, floor_page, positions, reusable
-
-
-@dataclass(frozen=True)
-class CacheStats:
-    """What is held right now. `used` is held by requests, `cached` by the prefix tree alone, and can be had back.
-
-    `tokens` is what requests asked room for; `bytes_used` and `bytes_cached` are whole pages and rows. `snapshots`
-    counts rows, shared or not.
-    """
-
-    requests: int
-    tokens: int
-    pages_used: int
-    pages_free: int
-    pages_total: int
-    slots_used: int
-    slots_free: int
-    slots_total: int
-    bytes_used: int
-    bytes_total: int
-    pages_cached: int = 0
-    snapshots: int = 0
-    bytes_cached: int = 0
+from perilune.cache.stats import CacheStats
 
 
 @dataclass(frozen=True)
@@ -63,13 +41,14 @@ _LOADING = "prefix being loaded"
 class Places:
     """Where a prefix that was kept elsewhere is to be written: (index of the page, page), and a row for its state.
 
-    The writer says how far it came: the first `filled` tokens have their pages, and whether the row has the state.
+    The writer says how far it came: the first `filled` tokens have their pages, and where the row's state came from if
+    it has one.
     """
 
     pages: list[tuple[int, int]]
     row: int | None
     filled: int
-    state_filled: bool = False
+    origin: Origin | None = None
 
 
 @dataclass
@@ -78,6 +57,8 @@ class _Held:
     tokens: int
     pages: list[int] = field(default_factory=list)
     prompt: tuple[int, ...] = ()
+    salt: bytes = b""
+    marks: tuple[int, ...] = ()
     cached: int = 0
     source: int | None = None
     restoring: Node | None = None
@@ -90,6 +71,7 @@ class _Held:
 class CacheManager:
     """The books over one CachePlan: a page table and a slot per admitted request, and the prefix tree if there is one.
 
+    A prompt has a `salt`: what was kept under one salt is not found under another, whatever the tokens.
     An unknown or doubly admitted request id raises AssertionError: it is a bug in the caller.
     """
 
@@ -101,16 +83,15 @@ class CacheManager:
         self._tree = RadixTree(self._pages, self._rows, stateful=prefix is not None and prefix.stateful)
         self.counts = PrefixCounts()
 
-    def can_admit(self, tokens: int, prompt: tuple[int, ...] = (), most: int | None = None) -> bool:
+    def can_admit(self, tokens: int, prompt: tuple[int, ...] = (), salt: bytes = b"", most: int | None = None) -> bool:
         """Whether a new request with room for `tokens` tokens, of which `prompt` are known, fits right now.
 
         `most`: how many of the prompt's tokens may be found in the tree, if the request needs the others computed.
         """
-        return len(self._held) < self.plan.slots and self._fits(tokens, self._match(prompt, most))
+        return len(self._held) < self.plan.slots and self._fits(tokens, self._match(prompt, salt, most))
 
-    def _match(self, prompt: tuple[int, ...], most: int | None) -> Match:
-        limit = reusable(len(prompt))
-        return self._tree.match(prompt, limit if most is None else min(limit, most)) if self.prefix else Match()
+    def _match(self, prompt: tuple[int, ...], salt: bytes, most: int | None) -> Match:
+        return self.known(prompt, salt, most) if self.prefix else Match()
 
     def _fits(self, tokens: int, match: Match) -> bool:
         if not self._rows.free and self._tree.spare_snapshot() is None:
@@ -118,22 +99,32 @@ class CacheManager:
         need = pages_for(tokens) - len(match.reused)
         return need <= self._pages.free or need <= self._pages.free + self._tree.spare_pages(match.reused)
 
-    def admit(self, request_id: str, tokens: int, prompt: tuple[int, ...] = (), most: int | None = None) -> int:
+    def admit(
+        self,
+        request_id: str,
+        tokens: int,
+        prompt: tuple[int, ...] = (),
+        salt: bytes = b"",
+        marks: tuple[int, ...] = (),
+        most: int | None = None,
+    ) -> int:
         """Gives `request_id` a slot and pages for `tokens` tokens; returns the slot.
 
+        `marks`: after how many tokens of the prompt the client wants a state kept, rounded down to whole pages.
         The first `cached(request_id)` tokens of `prompt` are in its pages already, shared and never to be written, and
         their state is in the row `source(request_id)`, to be copied into the slot; without a source the slot still
-        holds its former owner's state and is to be cleared. Call only after `can_admit` with the same arguments.
+        holds its former owner's state and is to be cleared. Call only after `can_admit(tokens, prompt, salt, most)`.
         """
         if request_id in self._held:
             raise AssertionError(f"{request_id!r} is admitted already")
-        match = self._match(prompt, most)
+        match = self._match(prompt, salt, most)
         if len(self._held) >= self.plan.slots or not self._fits(tokens, match):
             raise AssertionError(
                 f"{request_id!r} needs a slot and {pages_for(tokens)} pages; "
                 f"{self.plan.slots - len(self._held)} slots and {self._pages.free} pages are free"
             )
-        held = _Held(-1, tokens, [node.page for node in match.reused], prompt, cached=match.tokens)
+        lost = self._tree.lost(prompt, reusable(len(prompt)), match, salt)
+        held = _Held(-1, tokens, [node.page for node in match.reused], prompt, salt, marks, cached=match.tokens)
         self._pages.retain(held.pages, request_id)
         self._take_slot(request_id, held, match.node if self._tree.stateful else None)
         more = self._take_pages(pages_for(tokens) - len(held.pages), request_id)
@@ -144,8 +135,8 @@ class CacheManager:
             self._tree.use(match)
             held.branch = branch(match.kv_tokens, match.tokens)
             if most is None:
-                self.counts.look_up(len(prompt), match)
-                held.explanation = explain(len(prompt), match)
+                self.counts.look_up(len(prompt), match, lost)
+                held.explanation = explain(len(prompt), match, lost)
             else:  # what was found says nothing about the cache
                 held.explanation = f"{match.tokens} of {len(prompt)} prompt tokens reused: the rest was not to be"
         return held.slot
@@ -168,7 +159,7 @@ class CacheManager:
         held.slot = node.snapshot
         node.reads = 0
         self._rows.retain([held.slot], request_id)
-        self._tree.drop(node)
+        self._tree.evict_snapshot(node)
         self.counts.snapshots_evicted += 1
 
     def _take_row(self, owner: str) -> int | None:
@@ -177,7 +168,7 @@ class CacheManager:
             node = self._tree.spare_snapshot()
             if node is None:
                 return None
-            self._tree.drop(node)
+            self._tree.evict_snapshot(node)
             self.counts.snapshots_evicted += 1
         rows = self._rows.allocate(1, owner)
         assert rows is not None
@@ -212,8 +203,9 @@ class CacheManager:
         held = self._find(request_id)
         if not self.prefix or not self._tree.stateful or not held.prompt:
             return ()
-        for length, origin in positions(len(held.prompt), held.branch, self.prefix.interval, start, start + count):
-            node = self._tree.find(held.prompt, length)
+        end, every = start + count, self.prefix.interval
+        for length, origin in positions(len(held.prompt), held.branch, every, start, end, held.marks):
+            node = self._tree.find(held.prompt, length, held.salt)
             if node is not None and node.snapshot is not None:
                 continue
             row = self._take_row(request_id)
@@ -230,9 +222,9 @@ class CacheManager:
             return
         self._release_restored(held)
         written = floor_page(min(computed, len(held.prompt)))
-        self._tree.insert(held.prompt, held.pages[: written // PAGE_TOKENS])
+        self._tree.insert(held.prompt, held.pages[: written // PAGE_TOKENS], held.salt)
         for export in held.exports:
-            if self._tree.attach(held.prompt, export.length, export.row, export.origin):
+            if self._tree.attach(held.prompt, export.length, export.row, export.origin, held.salt):
                 self.counts.snapshots[export.origin] += 1
                 if export.origin == "interval":
                     held.intervals.append(export.length)
@@ -248,11 +240,11 @@ class CacheManager:
 
     def _drop_intervals(self, held: _Held) -> None:
         """They were for a preemption before the prompt's end. Without a snapshot there they are the best there is."""
-        end = self._tree.find(held.prompt, floor_page(len(held.prompt)))
+        end = self._tree.find(held.prompt, floor_page(len(held.prompt)), held.salt)
         if end is None or end.snapshot is None:
             return
         for length in held.intervals:
-            node = self._tree.find(held.prompt, length)
+            node = self._tree.find(held.prompt, length, held.salt)
             if node is not None and node.snapshot is not None and node.origin == "interval" and not node.reads:
                 self._tree.drop(node)
         held.intervals.clear()
@@ -262,21 +254,26 @@ class CacheManager:
         """Whether reuse needs a state."""
         return self._tree.stateful
 
-    def known(self, prompt: Sequence[int]) -> Match:
-        """What a request with this prompt would find now."""
-        return self._tree.match(prompt, reusable(len(prompt)))
+    def known(self, prompt: Sequence[int], salt: bytes = b"", most: int | None = None) -> Match:
+        """What a request with this prompt would find now, of at most `most` tokens."""
+        limit = reusable(len(prompt))
+        return self._tree.match(prompt, limit if most is None else min(limit, most), salt)
 
     def kept(self) -> list[Node]:
         """The prefixes worth keeping elsewhere."""
         return self._tree.reusable_nodes()
 
+    def tell_before_eviction(self, listener: Callable[[Node], None]) -> None:
+        """`listener` is called with every prefix that is about to make way, its page and row still as they were."""
+        self._tree.on_evict = listener
+
     @contextmanager
-    def loading(self, prompt: Sequence[int], length: int) -> Iterator[Places | None]:
+    def loading(self, prompt: Sequence[int], length: int, salt: bytes = b"") -> Iterator[Places | None]:
         """Room for what the tree lacks of the first `length` tokens; what was filled is in the tree afterwards.
 
         None if running requests need the room.
         """
-        match = self._tree.match(prompt, length)
+        match = self._tree.match(prompt, length, salt)
         pages, rows = [node.page for node in match.nodes], list[int]()
         self._pages.retain(pages, _LOADING)  # or they would make room for what follows them
         try:
@@ -290,9 +287,10 @@ class CacheManager:
             first, pages = len(pages), pages + more
             places = Places(list(enumerate(more, first)), row, match.kv_tokens)
             yield places
-            self._tree.insert(prompt, pages[: places.filled // PAGE_TOKENS])
-            if places.state_filled and row is not None and self._tree.attach(prompt, length, row, "disk"):
-                self.counts.snapshots["disk"] += 1
+            self._tree.insert(prompt, pages[: places.filled // PAGE_TOKENS], salt)
+            origin = places.origin
+            if origin and row is not None and self._tree.attach(prompt, length, row, origin, salt):
+                self.counts.snapshots[origin] += 1
         finally:
             self._pages.release(pages, _LOADING)
             self._rows.release(rows, _LOADING)
@@ -324,8 +322,9 @@ class CacheManager:
         held = self._find(request_id)
         self._release_restored(held)
         on_boundary = 0 < computed <= len(held.prompt) and computed % PAGE_TOKENS == 0
-        if self._tree.stateful and on_boundary and self._tree.attach(held.prompt, computed, held.slot, "donated"):
-            self.counts.snapshots["donated"] += 1
+        if self._tree.stateful and on_boundary:
+            donated = self._tree.attach(held.prompt, computed, held.slot, "donated", held.salt)
+            self.counts.snapshots["donated"] += donated
         self._pages.release(held.pages, request_id)
         self._rows.release([held.slot, *(export.row for export in held.exports)], request_id)
         del self._held[request_id]
@@ -334,6 +333,7 @@ class CacheManager:
         pages_used = len({page for held in self._held.values() for page in held.pages})
         rows_used, snapshots = len(self._held), len(self._tree.snapshots)
         pages_cached = self._pages.used - pages_used
+        unfilled = sum(len(held.pages) * PAGE_TOKENS - held.tokens for held in self._held.values())
         return CacheStats(
             requests=len(self._held),
             tokens=sum(held.tokens for held in self._held.values()),
@@ -348,6 +348,8 @@ class CacheManager:
             pages_cached=pages_cached,
             snapshots=snapshots,
             bytes_cached=pages_cached * self.plan.page_bytes + snapshots * self.plan.slot_bytes,
+            bytes_padding=self._rows.used * self.plan.slot_padding_bytes
+            + unfilled * self.plan.page_bytes // PAGE_TOKENS,
         )
 
     def check(self) -> None:
@@ -379,7 +381,7 @@ class CacheManager:
 
     def _check_shared(self, name: str, held: _Held) -> None:
         """What a request found in the tree is still there, at the same place of the same tokens."""
-        path = self._tree.match(held.prompt, held.cached).nodes
+        path = self._tree.match(held.prompt, held.cached, held.salt).nodes
         if [node.page for node in path] != held.pages[: held.cached // PAGE_TOKENS]:
             raise AssertionError(f"the first {held.cached} tokens of {name!r} are no longer those of the tree")
 

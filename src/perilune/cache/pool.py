@@ -6,6 +6,7 @@ share a page; it is free again when the last holder lets go.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable
 
 Owner = Hashable
@@ -19,6 +20,7 @@ class Pool:
         # Popped from the end: low numbers first, and the last one released is the first reused (it is still warm).
         self._free = list(range(count - 1, -1, -1))
         self._holders: dict[int, set[Owner]] = {}
+        self._sole: dict[Owner, int] = {}  # places that nobody else holds, by owner
 
     @property
     def free(self) -> int:
@@ -37,7 +39,15 @@ class Pool:
         ids = [self._free.pop() for _ in range(n)]
         for i in ids:
             self._holders[i] = {owner}
+        self._add_sole(owner, n)
         return ids
+
+    def _add_sole(self, owner: Owner, count: int) -> None:
+        left = self._sole.get(owner, 0) + count
+        if left:
+            self._sole[owner] = left
+        else:
+            self._sole.pop(owner, None)
 
     def retain(self, ids: Iterable[int], owner: Owner) -> None:
         """`owner` holds these used places too. All or none: nothing changes if one of them cannot be retained."""
@@ -50,7 +60,10 @@ class Pool:
         if len(set(ids)) != len(ids):
             raise AssertionError(f"{owner!r} names a place twice: {ids}")
         for i in ids:
-            self._holders[i].add(owner)
+            holders = self._holders[i]
+            if len(holders) == 1:
+                self._add_sole(next(iter(holders)), -1)
+            holders.add(owner)
 
     def release(self, ids: Iterable[int], owner: Owner) -> None:
         """`owner` lets go of these places; those that nobody else holds become free. All or none."""
@@ -64,8 +77,11 @@ class Pool:
             holders = self._holders[i]
             holders.remove(owner)
             if not holders:
+                self._add_sole(owner, -1)
                 del self._holders[i]
                 self._free.append(i)
+            elif len(holders) == 1:
+                self._add_sole(next(iter(holders)), 1)
 
     def holders(self, place: int) -> frozenset[Owner]:
         """Who holds `place`; empty if it is free."""
@@ -73,6 +89,10 @@ class Pool:
 
     def references(self, place: int) -> int:
         return len(self._holders.get(place, ()))
+
+    def sole(self, owner: Owner) -> int:
+        """How many places `owner` holds and nobody else does."""
+        return self._sole.get(owner, 0)
 
     def held_by(self, owner: Owner) -> set[int]:
         """Every place `owner` holds. Looks at all used places: for checks, not for the hot path."""
@@ -91,3 +111,6 @@ class Pool:
             raise AssertionError(f"{name}: places {sorted(stray)} do not exist")
         if unheld := [i for i, holders in self._holders.items() if not holders]:
             raise AssertionError(f"{name}: places {unheld} are used by nobody")
+        sole = Counter(next(iter(holders)) for holders in self._holders.values() if len(holders) == 1)
+        if sole != self._sole:
+            raise AssertionError(f"{name}: counted as held by one alone are {self._sole}, they are {dict(sole)}")

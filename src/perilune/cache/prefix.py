@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from perilune.cache.geometry import PAGE_TOKENS
-from perilune.cache.radix import Match
+from perilune.cache.radix import Lost, Match
 from perilune.cache.snapshots import ORIGINS, reusable
 
-Verdict = Literal["hit", "partial", "short", "unseen", "no_snapshot"]
-VERDICTS: tuple[Verdict, ...] = ("hit", "partial", "short", "unseen", "no_snapshot")
+Verdict = Literal["hit", "partial", "short", "unseen", "evicted", "no_snapshot"]
+VERDICTS: tuple[Verdict, ...] = ("hit", "partial", "short", "unseen", "evicted", "no_snapshot")
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,20 @@ class PrefixSettings:
     interval: int = 8192
 
 
-def verdict(prompt_tokens: int, match: Match) -> Verdict:
+def verdict(prompt_tokens: int, match: Match, lost: Lost) -> Verdict:
     """How a look-up ended.
 
-    hit: all that can be reused is; partial: the rest of the prompt is new, or its state is missing; short: the prompt
-    has no whole page to reuse; unseen: its first page is not known; no_snapshot: pages are known, but no state.
+    hit: all that can be reused is; partial: some of it is; and where nothing is: short: the prompt has no whole page to
+    reuse; evicted: it was here and made way; no_snapshot: pages are known, but no state was ever taken on them;
+    unseen: its first page is not known.
     """
     most = reusable(prompt_tokens)
     if not most:
         return "short"
     if match.tokens:
         return "hit" if match.tokens == most else "partial"
+    if lost.tokens or (lost.kv_tokens and not match.kv_tokens):
+        return "evicted"
     return "no_snapshot" if match.kv_tokens else "unseen"
 
 
@@ -42,15 +45,17 @@ class PrefixCounts:
     kv_tokens: int = 0
     reused_tokens: int = 0
     recomputed_tokens: int = 0
+    evicted_tokens: int = 0
     pages_evicted: int = 0
     snapshots_evicted: int = 0
     snapshots_skipped: int = 0
     lookups: dict[str, int] = field(default_factory=lambda: dict.fromkeys(VERDICTS, 0))
     snapshots: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ORIGINS, 0))
 
-    def look_up(self, prompt_tokens: int, match: Match) -> None:
-        """A request was admitted with what `match` found."""
-        self.lookups[verdict(prompt_tokens, match)] += 1
+    def look_up(self, prompt_tokens: int, match: Match, lost: Lost) -> None:
+        """A request was admitted with what `match` found; `lost` would have been found as well."""
+        self.lookups[verdict(prompt_tokens, match, lost)] += 1
+        self.evicted_tokens += lost.tokens
         self.kv_tokens += match.kv_tokens
         self.reused_tokens += match.tokens
         self.recomputed_tokens += match.kv_tokens - match.tokens
@@ -61,6 +66,7 @@ class PrefixCounts:
             "prefix_kv_matched_tokens_total": self.kv_tokens,
             "prefix_state_matched_tokens_total": self.reused_tokens,
             "prefix_recomputed_tokens_total": self.recomputed_tokens,
+            "prefix_evicted_tokens_total": self.evicted_tokens,
             "prefix_evicted_pages_total": self.pages_evicted,
             "prefix_evicted_snapshots_total": self.snapshots_evicted,
             "prefix_skipped_snapshots_total": self.snapshots_skipped,
@@ -69,15 +75,18 @@ class PrefixCounts:
         }
 
 
-def explain(prompt_tokens: int, match: Match) -> str:
+def explain(prompt_tokens: int, match: Match, lost: Lost) -> str:
     """One line for the log: what of a prompt is reused, and why not more."""
     why = {
         "hit": "all that can be",
         "partial": "what follows is new",
         "short": f"no whole page of {PAGE_TOKENS} tokens to reuse",
         "unseen": f"its first {PAGE_TOKENS} tokens are not known",
+        "evicted": "what was known of it made way",
         "no_snapshot": "pages are known, but no state",
-    }[verdict(prompt_tokens, match)]
+    }[verdict(prompt_tokens, match, lost)]
     if match.tokens and match.kv_tokens > match.tokens:
         why = f"pages reach {match.kv_tokens}, but no state beyond"
+    if match.tokens and lost.tokens:
+        why = f"{lost.tokens} more made way"
     return f"{match.tokens} of {prompt_tokens} prompt tokens reused: {why}"

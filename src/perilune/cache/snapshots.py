@@ -6,12 +6,13 @@ chunks as a cold one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from perilune.cache.geometry import PAGE_TOKENS
 
-Origin = Literal["prompt_end", "branch", "head", "interval", "donated", "disk"]
-ORIGINS: tuple[Origin, ...] = ("prompt_end", "branch", "head", "interval", "donated", "disk")
+Origin = Literal["prompt_end", "mark", "branch", "head", "interval", "donated", "host", "disk"]
+ORIGINS: tuple[Origin, ...] = ("prompt_end", "mark", "branch", "head", "interval", "donated", "host", "disk")
 
 BRANCH_TOKENS = 128
 SHORTEST_TAIL, LONGEST_TAIL = 64, 512
@@ -46,13 +47,18 @@ def branch(kv_tokens: int, tokens: int) -> int:
     return kv_tokens if kv_tokens - tokens >= BRANCH_TOKENS else 0
 
 
-def positions(prompt_tokens: int, branch_at: int, interval: int, start: int, end: int) -> list[tuple[int, Origin]]:
+def positions(
+    prompt_tokens: int, branch_at: int, interval: int, start: int, end: int, marks: Sequence[int] = ()
+) -> list[tuple[int, Origin]]:
     """Snapshots to take in prefill of [start, end): (tokens, origin) with start < tokens <= end, the best first.
 
-    Interval snapshots only as long as the prompt's end is not reached: they are for whoever is preempted before.
+    `marks` are where the client said that others will go on from, each rounded down to whole pages. Interval snapshots
+    only as long as the prompt's end is not reached: they are for whoever is preempted before.
     """
     last = floor_page(prompt_tokens)
     wanted: dict[int, Origin] = {last: "prompt_end"}
+    for mark in marks:
+        wanted.setdefault(min(floor_page(mark), last), "mark")
     wanted.setdefault(branch_at, "branch")
     wanted.setdefault(head(prompt_tokens), "head")
     if end < last:

@@ -13,18 +13,17 @@ import hashlib
 import logging
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from perilune.cache.tier import KINDS, Kind, Payload
 from perilune.errors import ConfigError
 from perilune.units import format_bytes
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["page", "state"]
-KINDS: tuple[Kind, ...] = ("page", "state")
 LAYOUT_VERSION = 1
 _MAGIC = b"perilune cache\x00\x01"
 _HEADER = struct.Struct("<16s32s32s32sQ")  # magic, model, key, checksum of the payload, its length
@@ -55,16 +54,18 @@ def _scan(folder: Path) -> Iterator[Entry]:
                 yield Entry(path, kind, stat.st_size, stat.st_mtime)
 
 
-def payload_of(path: Path, model: bytes | None = None) -> bytes | None:
+def payload_of(path: Path, model: bytes | None = None) -> Payload | None:
     """What the file holds, or None if it is torn, foreign (of another model, or renamed) or corrupt."""
     try:
-        data = path.read_bytes()
+        with path.open("rb", buffering=0) as file:
+            header = file.read(_HEADER.size)
+            payload = bytearray(max(0, os.fstat(file.fileno()).st_size - _HEADER.size))
+            filled = file.readinto(payload)
     except OSError:
         return None
-    if len(data) < _HEADER.size:
+    if len(header) < _HEADER.size or filled != len(payload):
         return None
-    magic, owner, key, checksum, length = _HEADER.unpack_from(data)
-    payload = data[_HEADER.size :]
+    magic, owner, key, checksum, length = _HEADER.unpack(header)
     whole = magic == _MAGIC and len(payload) == length and hashlib.sha256(payload).digest() == checksum
     named = path.stem == key.hex() and path.parent.name == owner.hex()[:32] and model in (None, owner)
     return payload if whole and named else None
@@ -98,13 +99,14 @@ def verify(folder: Path) -> tuple[int, list[Path]]:
 class Store:
     """One model's files under `folder`, which may serve several models; `limit` bounds the bytes of all of them.
 
-    A disk that refuses to take more turns the store off, with one warning. Raises ConfigError if the folder cannot
-    be made.
+    One thread may read while another writes. A disk that refuses to take more turns the store off, with one warning.
+    Raises ConfigError if the folder cannot be made.
     """
 
     def __init__(self, folder: Path, model: bytes, limit: int) -> None:
         self._root, self._model, self._limit = folder, model, limit
         self._folder = folder / model.hex()[:32]
+        self._books = threading.Lock()  # of bytes and names, never held while a payload is read or written
         self.corrupt = self.written_bytes = self.read_bytes = 0
         self.full = False
         try:
@@ -131,32 +133,44 @@ class Store:
         """Bytes of all models' files, as far as this process knows."""
         return self._bytes
 
+    @property
+    def largest(self) -> int:
+        """The most bytes that can be kept together: making room frees a tenth more than is needed."""
+        return self._limit - self._limit // 10
+
     def has(self, kind: Kind, key: bytes) -> bool:
         return (kind, key) in self._known
 
-    def read(self, kind: Kind, key: bytes, length: int) -> bytes | None:
+    def read(self, kind: Kind, key: bytes, length: int) -> Payload | None:
         """The payload of `length` bytes, or None if it is not there or not to be trusted; then it is deleted."""
         path = self._path(kind, key)
         payload = payload_of(path, self._model)
         if payload is not None and len(payload) == length:
             self.read_bytes += length
-            with contextlib.suppress(OSError):
-                os.utime(path)
+            self.touch(kind, key)
             return payload
-        self._known.discard((kind, key))
+        with self._books:
+            self._known.discard((kind, key))
         if path.exists():
             self.corrupt += 1
             log.warning("%s is torn, foreign or corrupt; deleted", path)
             self._delete(path)
         return None
 
-    def write(self, kind: Kind, key: bytes, payload: bytes) -> bool:
+    def touch(self, kind: Kind, key: bytes) -> None:
+        """It was of use: among the last to make room."""
+        if self.has(kind, key):
+            with contextlib.suppress(OSError):
+                os.utime(self._path(kind, key))
+
+    def write(self, kind: Kind, key: bytes, payload: bytes | Payload) -> bool:
         """Keep `payload`; False if it does not fit or the disk refuses. What is there already is left alone."""
         if self.has(kind, key):
             return True
         size = _HEADER.size + len(payload)
-        if self.full or not self._make_room(size):
-            return False
+        with self._books:
+            if self.full or not self._make_room(size):
+                return False
         header = _HEADER.pack(_MAGIC, self._model, key, hashlib.sha256(payload).digest(), len(payload))
         try:
             self._write(self._path(kind, key), header, payload)
@@ -164,12 +178,13 @@ class Store:
             self.full = True
             log.warning("The cache folder takes no more: %s. Prefixes are kept in memory only from now on.", error)
             return False
-        self._known.add((kind, key))
-        self._bytes += size
+        with self._books:
+            self._known.add((kind, key))
+            self._bytes += size
         self.written_bytes += len(payload)
         return True
 
-    def _write(self, path: Path, header: bytes, payload: bytes) -> None:
+    def _write(self, path: Path, header: bytes, payload: bytes | Payload) -> None:
         temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
@@ -207,9 +222,10 @@ class Store:
                 path.unlink(missing_ok=True)
 
     def _delete(self, path: Path) -> None:
-        with contextlib.suppress(OSError):
-            self._bytes -= path.stat().st_size
+        with self._books, contextlib.suppress(OSError):
+            size = path.stat().st_size
             path.unlink()
+            self._bytes -= size
 
     def _path(self, kind: Kind, key: bytes) -> Path:
         return self._folder / f"{key.hex()}.{kind}"

@@ -15,6 +15,9 @@ def serve(
     api_key: Annotated[
         list[str] | None, typer.Option(envvar="PERILUNE_API_KEY", help="Asked of every request; repeat for several.")
     ] = None,
+    cache_isolation: Annotated[
+        str, typer.Option(help="none, or key: no API key's request finds what another's left in the prefix cache.")
+    ] = "none",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     max_context: Annotated[
         int | None, typer.Option("--max-context", "--max-model-len", help="Tokens of prompt and answer together.")
@@ -33,6 +36,9 @@ def serve(
     ] = True,
     snapshot_slots: Annotated[
         int | None, typer.Option(min=0, help="States kept beyond the running ones; `perilune plan` prices them.")
+    ] = None,
+    cache_host_bytes: Annotated[
+        str | None, typer.Option(help="Host memory for what makes way in the cache, like 8GiB; for GPU engines.")
     ] = None,
     cache_dir: Annotated[
         str | None, typer.Option(help="Folder where beginnings of prompts outlive the process; private to the user.")
@@ -68,6 +74,7 @@ def serve(
         snapshot_slots=snapshot_slots,
         kernels=kernels,
         weight_bits=weight_bits,
+        cache_host_bytes=None if cache_host_bytes is None else parse_bytes(cache_host_bytes),
         cache_dir=cache_dir,
         cache_disk_bytes=parse_bytes(cache_disk_bytes),
     )
@@ -76,6 +83,7 @@ def serve(
         port=port,
         served_model_names=tuple(served_model_name or ()),
         api_keys=tuple(api_key or ()),
+        cache_isolation=cache_isolation,
         # vLLM parses no tool calls unless asked to; here the model's own parser is the default.
         tool_parser=tool_call_parser if enable_auto_tool_choice else "none",
         reasoning_parser=reasoning_parser,

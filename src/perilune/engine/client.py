@@ -106,12 +106,20 @@ class AsyncEngine:
         return self.death is None and not self._closing
 
     async def generate(
-        self, prompt_ids: Sequence[int], params: SamplingParams, request_id: str | None = None
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        request_id: str | None = None,
+        *,
+        salt: bytes = b"",
+        marks: tuple[int, ...] = (),
     ) -> AsyncGenerator[TextDelta, None]:
         """Deltas of all `params.n` sequences, told apart by `index`; each ends with one that has a finish reason.
 
-        Closing the iterator aborts what is still open. Raises RequestError (also for a `request_id` that is open),
-        ContextLengthError or OverloadedError before the first delta, EngineDeadError at any time.
+        The prefix cache is shared with requests of the same `salt` only; `marks` are places in the prompt that others
+        will go on from, in tokens. Closing the iterator aborts what is still open. Raises RequestError (also for a
+        `request_id` that is open), ContextLengthError or OverloadedError before the first delta, EngineDeadError at
+        any time.
         """
         self._require_alive()
         self.limits.check(prompt_ids, params)
@@ -133,7 +141,7 @@ class AsyncEngine:
                 sequence = f"{name}/{serial}/{index}"
                 answers[sequence] = AnswerStream(self.tokenizer, params, len(prompt_ids), index)
                 self._queues[sequence] = queue
-                self._send(Submit(sequence, tuple(prompt_ids), params, seed, index))
+                self._send(Submit(sequence, tuple(prompt_ids), params, seed, index, salt, marks))
             while answers:
                 event = await queue.get()
                 if event.error is not None:

@@ -26,6 +26,7 @@ class EngineConfig:
     `dtype="auto"` is the checkpoint's dtype. `prefill_chunk` is the most prompt tokens per step, a multiple of 64.
     `cache_bytes` caps both arenas together. `prefix_cache` keeps what prompts left behind for the next one with the
     same beginning; `snapshot_slots` is how many states beyond the running ones there is room for (None: derived),
+    `cache_host_bytes` how much host memory beside the arenas takes what makes way in them (None: none),
     `cache_dir` a folder where prefixes outlive the process, of `cache_disk_bytes` at most for all models together,
     `snapshot_interval` how many tokens of a long prefill lie between two of them. `max_waiting` caps the queue;
     `threads=None` uses one per physical core.
@@ -48,6 +49,7 @@ class EngineConfig:
     snapshot_interval: int = 8192
     kernels: str = "auto"
     weight_bits: str = "auto"
+    cache_host_bytes: int | None = None
     cache_dir: str | None = None
     cache_disk_bytes: int = 16 * GIB
 
@@ -71,6 +73,7 @@ class EngineConfig:
             "prefill_chunk",
             "max_waiting",
             "threads",
+            "cache_host_bytes",
             "cache_disk_bytes",
         ):
             value = getattr(self, name)
@@ -83,10 +86,11 @@ class EngineConfig:
                     f"{name} must be a multiple of {PAGE_TOKENS}, not {value!r}.",
                     "Prompts are cut only at chunk boundaries, so that a cut changes no bit of the result.",
                 )
-        if self.cache_dir is not None and not self.prefix_cache:
-            raise ConfigError(
-                "cache_dir keeps what the prefix cache has, and that is off.", "", "Leave out one of the two."
-            )
+        for name in ("cache_dir", "cache_host_bytes"):
+            if getattr(self, name) is not None and not self.prefix_cache:
+                raise ConfigError(
+                    f"{name} keeps what the prefix cache has, and that is off.", "", "Leave out one of the two."
+                )
         if type(self.prefix_cache) is not bool:
             raise ConfigError(f"prefix_cache must be true or false, not {self.prefix_cache!r}.")
         if self.snapshot_slots is not None and (type(self.snapshot_slots) is not int or self.snapshot_slots < 0):
@@ -146,6 +150,8 @@ def plan_engine(config: EngineConfig, spec: ModelSpec) -> EnginePlan:
     prefix = PrefixSettings(bool(geometry.states), config.snapshot_interval) if config.prefix_cache else None
     because.append(f"context {cache.max_context}: {why}")
     because.extend(cache.because)
+    if config.cache_host_bytes is not None:
+        because.append(f"{format_bytes(config.cache_host_bytes)} of host memory for what makes way: as set")
     if config.cache_dir is not None:
         because.append(f"prefixes in {config.cache_dir}, up to {format_bytes(config.cache_disk_bytes)}: as set")
     if prefix is None:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from perilune.cache.manager import CacheManager
 from perilune.engine.config import EngineConfig, plan_engine
-from perilune.engine.disk import open_tier
 from perilune.engine.grammars import GrammarQueue
 from perilune.engine.limits import Limits
 from perilune.engine.messages import Submit, TokenEvent, WireError
@@ -24,6 +23,7 @@ from perilune.engine.runner import Runner
 from perilune.engine.sampler import Constraint, Sampler
 from perilune.engine.scheduler import Scheduler, Sequence, Step, Work
 from perilune.engine.scores import PromptScores
+from perilune.engine.tiers import open_tiers
 from perilune.errors import OverloadedError, RequestError
 from perilune.host.cores import compute_threads
 from perilune.models.checkpoint import Checkpoint
@@ -83,7 +83,7 @@ class EngineCore:
         )  # after the arenas: its lists are long if they are absurdly large
         self.scheduler = Scheduler(self.cache, config.prefill_chunk)
         computed_by = f"{self.runner.selection.because}; {self.plan.weight_bits} bits"
-        self._disk = open_tier(config, checkpoint, self.plan.dtype, computed_by, self.cache, self.runner.arenas)
+        self._tiers = open_tiers(config, checkpoint, self.plan.dtype, computed_by, self.cache, self.runner.arenas)
         self._active: dict[str, _Active] = {}
         self._grammars = GrammarQueue(self.tokenizer, self.spec.vocab, self.stop_ids)
         self._counts = {
@@ -125,9 +125,15 @@ class EngineCore:
             stop_ids=stop_ids,
             constraint=constraint,
         )
-        sequence, best = Sequence(request.id, request.prompt), request.params.prompt_logprobs
+        best = request.params.prompt_logprobs
         scores = None if best is None else PromptScores(request.prompt, best)
-        sequence.reusable = scores.reusable if scores else None
+        sequence = Sequence(
+            request.id,
+            request.prompt,
+            salt=request.salt,
+            marks=request.marks,
+            reusable=scores.reusable if scores else None,
+        )
         self._active[request.id] = _Active(sequence, request, sampler, max_new, scores)
         self.scheduler.add(sequence)
 
@@ -149,18 +155,18 @@ class EngineCore:
         return events + self._run(step) if step.work else events
 
     def _load_prefixes(self) -> None:
-        """Before a request can be admitted: what files hold of its prompt comes into memory, once."""
-        if self._disk is None:
+        """Before a request can be admitted: what lower tiers hold of its prompt comes into memory, once."""
+        if self._tiers is None:
             return
         for sequence in islice(self.scheduler.waiting, self.plan.cache.slots - len(self.scheduler.running)):
             active = self._active[sequence.id]
             if not active.looked_up and sequence.reusable is None:
                 active.looked_up = True
-                self._disk.load(sequence.prompt)
+                self._tiers.load(sequence.prompt, sequence.salt)
 
     def tidy(self) -> bool:
-        """For idle moments: write one prefix to the cache folder. False when there is nothing to do."""
-        return self._disk is not None and self._disk.save_one()
+        """For idle moments: one prefix goes to the cache folder. False if there is none, or too much is under way."""
+        return self._tiers is not None and self._tiers.save_one()
 
     def _start(self, sequence: Sequence) -> None:
         """What the slot remembers before the first token: nothing, or the state of a prompt with the same beginning."""
@@ -192,8 +198,8 @@ class EngineCore:
         self.scheduler.commit(step)
         self._counts["steps_total"] += 1
         self._counts["prompt_tokens_total"] += sum(work.count for work in step.work if work.mode == "prefill")
-        if self._disk is not None and all(work.mode == "prefill" for work in step.work):
-            self._disk.computing.note(sum(work.count for work in step.work), time.perf_counter() - started)
+        if self._tiers is not None and all(work.mode == "prefill" for work in step.work):
+            self._tiers.computing.note(sum(work.count for work in step.work), time.perf_counter() - started)
         sampling = [work.sequence for work in step.work if work.samples]
         return [self._advance(sequence, row) for sequence, row in zip(sampling, logits, strict=True)]
 
@@ -297,19 +303,22 @@ class EngineCore:
             "snapshot_slots": self.plan.cache.snapshots,
             "snapshots": held.snapshots,
             "cache_bytes_cached": held.bytes_cached,
+            "cache_bytes_padding": held.bytes_padding,
             "running": len(self.scheduler.running),
             "waiting": len(self.scheduler.waiting),
             "load_seconds": self.load_seconds,
             **self._counts,
             **(self.cache.counts.named() if self.plan.prefix else {}),
-            **(self._disk.named() if self._disk else {}),
+            **(self._tiers.named() if self._tiers else {}),
         }
 
     def check(self) -> None:
         """Prove the books of the cache; raises AssertionError. Tests call it between steps."""
         self.cache.check()
+        if self._tiers is not None:
+            self._tiers.check()
 
     def close(self) -> None:
-        if self._disk is not None:
-            self._disk.save_all()
+        if self._tiers is not None:
+            self._tiers.save_all()
         self._grammars.close()

@@ -34,13 +34,18 @@ class WireError(msgspec.Struct, frozen=True):
 
 
 class Submit(msgspec.Struct, tag=True, frozen=True):
-    """One sequence. `stream` tells the n sequences of a request apart under one seed."""
+    """One sequence. `stream` tells the n sequences of a request apart under one seed.
+
+    Prefixes are shared with requests of the same `salt` only. `marks`: after how many prompt tokens to keep a state.
+    """
 
     id: str
     prompt: tuple[int, ...]
     params: SamplingParams
     seed: int
     stream: int = 0
+    salt: bytes = b""
+    marks: tuple[int, ...] = ()
 
 
 class Abort(msgspec.Struct, tag=True, frozen=True):

@@ -112,6 +112,7 @@ async def chat_completions(body: ChatBody, request: Request, front: FrontDep) ->
         front,
         body.conversation(),
         lambda grammar: body.sampling(max_tokens=limit, logprobs=top, grammar=grammar, prompt_logprobs=best),
+        front.salt(request),
     )
     answers, deltas = Answers(prepared.make_reader), front.answer([prepared.job])
     if body.stream:

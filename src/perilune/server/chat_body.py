@@ -10,6 +10,7 @@ from perilune.engine.request import MAX_LOGPROBS, Grammar
 from perilune.errors import RequestError
 from perilune.server.body import INT32_MAX, LooseBody, unsupported
 from perilune.server.conversation import Conversation, Named, ToolChoice, opens_turn
+from perilune.server.marks import MARK_SCHEMA
 from perilune.server.sampling import SamplingFields, only_one, text_of
 
 _MESSAGE_SCHEMA = {
@@ -24,7 +25,11 @@ _MESSAGE_SCHEMA = {
                     "type": "array",
                     "items": {
                         "type": "object",
-                        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                        "properties": {
+                            "type": {"const": "text"},
+                            "text": {"type": "string"},
+                            "cache_control": MARK_SCHEMA,
+                        },
                         "required": ["type", "text"],
                     },
                 },
@@ -35,6 +40,7 @@ _MESSAGE_SCHEMA = {
         "reasoning_content": {"type": "string"},
         "tool_calls": {"type": "array", "items": {"type": "object"}},
         "tool_call_id": {"type": "string"},
+        "cache_control": MARK_SCHEMA,
     },
 }
 _TOOL_SCHEMA = {
@@ -42,6 +48,7 @@ _TOOL_SCHEMA = {
     "required": ["type", "function"],
     "properties": {
         "type": {"const": "function"},
+        "cache_control": MARK_SCHEMA,
         "function": {
             "type": "object",
             "required": ["name"],

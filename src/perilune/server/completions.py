@@ -67,7 +67,7 @@ async def completions(body: CompletionBody, request: Request, front: FrontDep) -
     for prompt in prompts:
         # Before any of them starts: one bad prompt must not waste the work on the others.
         front.engine.limits.check(prompt.ids, params)
-    jobs = [Job(prompt.ids, params) for prompt in prompts]
+    jobs = [Job(prompt.ids, params, front.salt(request)) for prompt in prompts]
     answers, deltas = Answers(PlainReader), _numbered(front.answer(jobs), params.n)
     reply = _Reply(front, body, model, prompts, params)
     if body.stream:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from perilune.errors import ConfigError
+from perilune.errors import ConfigError, nearest
 from perilune.units import MIB
+
+ISOLATIONS = ("none", "key")
 
 
 @dataclass(frozen=True)
@@ -13,7 +15,8 @@ class ServerConfig:
     """Settings of the HTTP side; those of the engine are in EngineConfig.
 
     `port` 0 takes a free port. `served_model_names`: every name a request may use, the first is shown; empty means
-    the model's own. `api_keys` empty means no key is asked for. `tool_parser` and `reasoning_parser`: None follows
+    the model's own. `api_keys` empty means no key is asked for; `cache_isolation` "key" keeps each key's prompts from
+    the others' prefix cache. `tool_parser` and `reasoning_parser`: None follows
     the model, "none" switches off. A body must arrive within
     `body_seconds`; a server asked to stop gives open requests `drain_seconds`. Raises ConfigError.
     """
@@ -22,6 +25,7 @@ class ServerConfig:
     port: int = 8000
     served_model_names: tuple[str, ...] = ()
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    cache_isolation: str = "none"
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     max_body_bytes: int = 16 * MIB
@@ -40,6 +44,14 @@ class ServerConfig:
             raise ConfigError("A served model name is empty.", fix="Give --served-model-name a name.")
         if any(not key for key in self.api_keys):
             raise ConfigError("An API key is empty.", "Anybody could send it.", "Set --api-key to a secret.")
+        if self.cache_isolation not in ISOLATIONS:
+            raise ConfigError(
+                f"cache_isolation {self.cache_isolation!r} is not known.", nearest(self.cache_isolation, ISOLATIONS)
+            )
+        if self.cache_isolation == "key" and not self.api_keys:
+            raise ConfigError(
+                "cache_isolation by key needs keys.", "Without --api-key all requests look alike.", "Set --api-key."
+            )
 
 
 def flag(name: str) -> str:

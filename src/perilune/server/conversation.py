@@ -11,7 +11,9 @@ from perilune.engine.request import Grammar, SamplingParams
 from perilune.errors import RequestError, nearest
 from perilune.server.forced import ArgumentsReader, NamedCallReader, forced_grammar
 from perilune.server.front import Front, Job
+from perilune.server.marks import place_marks, take_marks
 from perilune.server.stream import PlainReader, Reader
+from perilune.text.chat import Prompt
 
 _NO_THINKING = {"enable_thinking": False, "thinking": False}
 """What GLM's and Kimi's templates call it. A constrained answer has no room for reasoning."""
@@ -61,9 +63,11 @@ class Prepared:
 
 
 async def prepare(
-    front: Front, conversation: Conversation, sampling: Callable[[Grammar | None], SamplingParams]
+    front: Front, conversation: Conversation, sampling: Callable[[Grammar | None], SamplingParams], salt: bytes
 ) -> Prepared:
     """Renders the prompt and checks the grammar; `sampling` makes the parameters once the grammar is known.
+
+    `salt`: whose prefixes the prompt may share (`Front.salt`).
 
     Raises RequestError or UnsupportedError naming the field.
     """
@@ -90,17 +94,25 @@ async def prepare(
     front.require_capacity(params.n)
     if grammar:
         await front.grammars.check(grammar, "tools" if forced else "response_format")
-    tools = [] if conversation.tool_choice == "none" else list(conversation.tools)
+    unmarked = take_marks(conversation.messages, conversation.tools if conversation.tool_choice != "none" else ())
     extra = {**(_NO_THINKING if grammar else {}), **conversation.template}
+
+    def render(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> Prompt:
+        return template.render(
+            messages,
+            tools,
+            add_generation_prompt=conversation.add_generation_prompt,
+            continue_final_message=conversation.continue_final_message,
+            extra=extra,
+        )
+
+    def render_all() -> tuple[Prompt, list[int | None]]:
+        prompt = render(unmarked.messages, unmarked.tools)
+        return prompt, place_marks(unmarked, prompt, render)
+
     # Rendering and tokenising a long prompt takes long enough to make every other stream stutter.
-    prompt = await asyncio.to_thread(
-        template.render,
-        conversation.messages,
-        tools,
-        add_generation_prompt=conversation.add_generation_prompt,
-        continue_final_message=conversation.continue_final_message,
-        extra=extra,
-    )
+    prompt, places = await asyncio.to_thread(render_all)
+    front.metrics.count_marks(places)
     make_reader: Callable[[], Reader]
     if forced:
         number = _past_calls(conversation.messages)
@@ -109,8 +121,9 @@ async def prepare(
     elif grammar:
         make_reader = PlainReader
     else:
-        make_reader = front.parsers.readers(tools, prompt.starts_in_reasoning)
-    return Prepared(Job(prompt.ids, params), make_reader)
+        make_reader = front.parsers.readers(unmarked.tools, prompt.starts_in_reasoning)
+    marks = tuple(sorted({place for place in places if place is not None}))
+    return Prepared(Job(prompt.ids, params, salt, marks), make_reader)
 
 
 def _forced_functions(conversation: Conversation) -> list[dict[str, Any]]:

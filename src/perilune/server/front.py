@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -86,6 +87,14 @@ class Front:
                 "Split it, or raise --max-waiting.",
             )
 
+    def salt(self, request: Request) -> bytes:
+        """Whose prefixes a request shares: everybody's, or those of its API key alone."""
+        if self.config.cache_isolation == "none":
+            return b""
+        key = request.state.api_key
+        assert isinstance(key, bytes)
+        return hashlib.sha256(b"perilune API key\0" + key).digest()
+
     def answer(self, jobs: Sequence[Job]) -> AsyncGenerator[tuple[int, TextDelta], None]:
         """(job number, delta) of all jobs at once. Closing it aborts what is still open."""
         return merge([self._metered(job) for job in jobs])
@@ -98,7 +107,9 @@ class Front:
         outcome = "aborted"
         metrics.open.inc(sequences)
         try:
-            async with aclosing(self.engine.generate(job.prompt_ids, job.params)) as deltas:
+            async with aclosing(
+                self.engine.generate(job.prompt_ids, job.params, salt=job.salt, marks=job.marks)
+            ) as deltas:
                 async for delta in deltas:
                     now = time.monotonic()
                     if not latest:
@@ -126,10 +137,12 @@ class Front:
 
 @dataclass(frozen=True)
 class Job:
-    """One prompt and how to go on from it."""
+    """One prompt and how to go on from it. `salt` and `marks` as in `AsyncEngine.generate`."""
 
     prompt_ids: list[int]
     params: SamplingParams
+    salt: bytes = b""
+    marks: tuple[int, ...] = ()
 
 
 def _front(request: Request) -> Front:

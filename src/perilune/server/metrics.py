@@ -6,7 +6,7 @@ whenever somebody asks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -26,6 +26,10 @@ class Metrics:
         self.cached_tokens = Counter(
             "perilune_cached_prompt_tokens", "Prompt tokens found in the cache.", registry=registry
         )
+        self.marks = Counter(
+            "perilune_cache_marks", "cache_control marks, by whether they have a place in the prompt.", ["outcome"],
+            registry=registry,
+        )  # fmt: skip
         self.generation_tokens = Counter("perilune_generation_tokens", "Tokens generated.", registry=registry)
         self.first_token = Histogram(
             "perilune_time_to_first_token_seconds",
@@ -47,6 +51,11 @@ class Metrics:
         )
         self._engine: dict[str, Gauge] = {}
         self._up = Gauge("perilune_engine_up", "1 while the engine process answers.", registry=registry)
+
+    def count_marks(self, places: Sequence[int | None]) -> None:
+        """`places`: where each mark of one request lies in its prompt; None for one without a place."""
+        for place in places:
+            self.marks.labels("unplaced" if place is None else "placed").inc()
 
     def show(self, stats: Mapping[str, Any] | None) -> bytes:
         """The exposition text. `stats` is AsyncEngine.stats(), None if the engine did not answer."""

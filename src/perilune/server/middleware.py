@@ -21,14 +21,19 @@ _DISCARD_BYTES = 64 * MIB
 
 
 class ApiKeys:
-    """Answers 401 unless the request carries one of `keys` as a bearer token."""
+    """Answers 401 unless the request carries one of `keys` as a bearer token, which becomes `state.api_key`."""
 
     def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
         self._app = app
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS or self._knows(_bearer(scope)):
+        if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        given = _bearer(scope)
+        if self._knows(given):
+            scope.setdefault("state", {})["api_key"] = given
             await self._app(scope, receive, send)
             return
         error = UnauthorizedError(

@@ -66,6 +66,7 @@ async def responses(body: ResponsesBody, request: Request, front: FrontDep) -> R
         front,
         body.conversation(),
         lambda grammar: body.sampling(max_tokens=body.max_output_tokens, logprobs=top, grammar=grammar),
+        front.salt(request),
     )
     reply = _Reply(body, model, front.tokenizer())
     answers, deltas = Answers(prepared.make_reader), front.answer([prepared.job])

@@ -11,6 +11,7 @@ from perilune.engine.request import MAX_LOGPROBS, Grammar
 from perilune.errors import RequestError, UnsupportedError
 from perilune.server.body import INT32_MAX, LooseBody
 from perilune.server.conversation import Conversation, Named, ToolChoice
+from perilune.server.marks import FIELD, MARK_SCHEMA
 from perilune.server.sampling import SamplingFields, only_one, text_of
 
 _ITEM_SCHEMA = {
@@ -19,6 +20,7 @@ _ITEM_SCHEMA = {
         "type": {"enum": ["message", "function_call", "function_call_output", "reasoning"]},
         "role": {"enum": ["system", "developer", "user", "assistant"]},
         "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]},
+        "cache_control": MARK_SCHEMA,
     },
 }
 _TOOL_SCHEMA = {
@@ -30,6 +32,7 @@ _TOOL_SCHEMA = {
         "description": {"type": ["string", "null"]},
         "parameters": {"type": ["object", "null"]},
         "strict": {"type": ["boolean", "null"]},
+        "cache_control": MARK_SCHEMA,
     },
 }
 
@@ -152,10 +155,10 @@ def messages_of(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
         where = f"input[{i}]"
         kind = item.get("type", "message")
         if kind == "message":
-            message = {"role": item.get("role"), "content": _content(item.get("content"))}
+            message = {"role": item.get("role"), "content": _content(item.get("content")), **_mark(item)}
             last = messages[-1] if messages else {}
             if message["role"] == "assistant" and last.get("role") == "assistant" and "content" not in last:
-                last["content"] = message["content"]
+                last |= message
             else:
                 messages.append(message)
         elif kind == "function_call":
@@ -164,7 +167,7 @@ def messages_of(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
             _assistant(messages).setdefault("tool_calls", []).append(call)
         elif kind == "function_call_output":
             content = _content(item.get("output"))
-            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
+            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content, **_mark(item)})
         elif kind == "reasoning":
             messages.append({"role": "assistant", "reasoning_content": _reasoning(item)})
         else:
@@ -174,6 +177,10 @@ def messages_of(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "Leave it out.", param=where,
             )  # fmt: skip
     return messages
+
+
+def _mark(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {FIELD: item[FIELD]} if FIELD in item else {}
 
 
 def _assistant(messages: list[dict[str, Any]]) -> dict[str, Any]:
@@ -207,4 +214,4 @@ def _chat_tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
             f"{where} is not a function tool.", "This server runs no tools of its own.", "Leave it out.", param=where
         )
     function = {key: tool[key] for key in ("name", "description", "parameters", "strict") if tool.get(key) is not None}
-    return {"type": "function", "function": function}
+    return {"type": "function", "function": function, **_mark(tool)}

@@ -13,6 +13,7 @@ from perilune.server.body import JsonRoute, StrictBody, TokenId
 from perilune.server.chat_body import Message, Tool
 from perilune.server.conversation import opens_turn
 from perilune.server.front import Front, FrontDep
+from perilune.server.marks import take_marks
 from perilune.server.openapi import BODY_ERRORS
 
 router = APIRouter(route_class=JsonRoute, tags=["tokens"])
@@ -73,9 +74,10 @@ async def detokenize(body: DetokenizeBody, front: FrontDep) -> Detokenized:
 def _ids(front: Front, body: TokenizeBody) -> list[int]:
     if body.prompt is not None:
         return front.encode_prompt(body.prompt, opening=body.add_special_tokens is not False)
+    unmarked = take_marks(body.messages or [], body.tools or [])
     prompt = front.chat_template().render(
-        body.messages or [],
-        body.tools,
+        unmarked.messages,
+        unmarked.tools,
         add_generation_prompt=opens_turn(body.add_generation_prompt, body.continue_final_message),
         continue_final_message=bool(body.continue_final_message),
         extra=body.chat_template_kwargs,

@@ -1,4 +1,4 @@
-"""Sets up the disk tier of one engine: what makes an entry its own, and where it lies."""
+"""Sets up the tiers below one engine's arenas: what makes an entry its own, and where it lies."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 
 from perilune import __version__
 from perilune.cache.arena import CacheArenas
+from perilune.cache.disk import QUEUE_BYTES, DiskTier
 from perilune.cache.geometry import CacheGeometry
+from perilune.cache.host import HostTier
 from perilune.cache.manager import CacheManager
 from perilune.cache.store import LAYOUT_VERSION, Store
-from perilune.cache.tier import DiskTier
+from perilune.cache.tiers import Tiers
 from perilune.engine.config import EngineConfig
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.fingerprint import fingerprint
@@ -30,15 +32,21 @@ def identity(checkpoint: Checkpoint, dtype: str, kernels: str) -> bytes:
     return hashlib.sha256(repr(parts).encode()).digest()
 
 
-def open_tier(
+def open_tiers(
     config: EngineConfig, checkpoint: Checkpoint, dtype: str, kernels: str, manager: CacheManager, arenas: CacheArenas
-) -> DiskTier | None:
-    """None unless `cache_dir` is set. `kernels` says which backend serves which op, on weights of how many bits.
+) -> Tiers | None:
+    """None unless `cache_dir` or `cache_host_bytes` is set.
+
+    `kernels` says which backend serves which op, on weights of how many bits.
 
     Raises ConfigError if the folder cannot be used.
     """
-    if config.cache_dir is None:
+    if config.cache_dir is None and config.cache_host_bytes is None:
         return None
-    model = identity(checkpoint, dtype, kernels)
-    store = Store(Path(config.cache_dir).expanduser(), model, config.cache_disk_bytes)
-    return DiskTier(store, model, manager, arenas)
+    model, disk = identity(checkpoint, dtype, kernels), None
+    if config.cache_dir is not None:
+        store = Store(Path(config.cache_dir).expanduser(), model, config.cache_disk_bytes)
+        # an eighth of what is kept may be on its way: a long prompt goes down whole or not at all
+        disk = DiskTier(store, max(QUEUE_BYTES, manager.plan.total_bytes // 8))
+    host = None if config.cache_host_bytes is None else HostTier(config.cache_host_bytes, disk)
+    return Tiers(model, manager, arenas, host, disk)
