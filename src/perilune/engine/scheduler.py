@@ -31,8 +31,8 @@ class Sequence:
     """One sequence on its way. `computed` tokens of prompt + outputs are in the cache.
 
     `cached`: how many of the prompt's were there already when it was first admitted. `reusable`: the most of them that
-    may come from the cache, if there is a limit. `salt` and `marks` are the cache's: whose prefixes it shares, and where
-    the client wants a state kept.
+    may come from the cache, if there is a limit. `salt` and `marks` are the cache's: whose prefixes it shares, and
+    where the client wants a state kept.
     """
 
     id: str
