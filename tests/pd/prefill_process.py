@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from conftest import KEY, QUICK, Canonical, TestEngine, hybrid
+from pd_world import KEY, QUICK, Canonical, TestEngine, hybrid
 
 from perilune.pd.lender import Lender
 from perilune.pd.memory import Memory

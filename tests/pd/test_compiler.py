@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from conftest import engine, hybrid, pools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pd_world import engine, hybrid, pools
 
 from perilune.models.spec import ModelSpec
 from perilune.pd.compiler import POOL_SHIFT, Place, Runs, compile_pull, tail

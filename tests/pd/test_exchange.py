@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from conftest import QUICK, Canonical, TestEngine, hybrid
+from pd_world import QUICK, Canonical, TestEngine, hybrid
 
 from perilune.pd.settings import Arrived, Unpinned
 

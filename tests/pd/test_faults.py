@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import zmq
-from conftest import KEY, QUICK, Canonical, Gate, Stubborn, TestEngine, hybrid
+from pd_world import KEY, QUICK, Canonical, Gate, Stubborn, TestEngine, hybrid
 
 from perilune.cache.geometry import CacheGeometry
 from perilune.cache.pool import Pool

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from conftest import Gate, Stubborn, engine, pools
+from pd_world import Gate, Stubborn, engine, pools
 
 from perilune.pd.commands import Cancel, Failed, Fetch, Fetched, Forget, Meet, Rendezvous, Report, Serving, Stop
 from perilune.pd.compiler import Place

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import msgspec
 import pytest
 import torch
-from conftest import engine, hybrid, sized
 from msgspec.structs import replace
+from pd_world import engine, hybrid, sized
 
 from perilune.cache.arena import CacheArenas
 from perilune.cache.geometry import CacheGeometry

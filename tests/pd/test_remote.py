@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import zmq
-from conftest import FACTORIES, KEY, QUICK, Canonical, TestEngine, engine, filled_arenas, hybrid, sized
+from pd_world import FACTORIES, KEY, QUICK, Canonical, TestEngine, engine, filled_arenas, hybrid, sized
 
 from perilune.cache.geometry import CacheGeometry
 from perilune.pd.errors import TransportError
@@ -29,7 +29,7 @@ RANK = """
 import os, sys
 sys.path.insert(0, {tests!r})
 import numpy as np, zmq
-from conftest import KEY, QUICK, filled_arenas, hybrid, sized
+from pd_world import KEY, QUICK, filled_arenas, hybrid, sized
 from perilune.cache.geometry import CacheGeometry
 from perilune.pd.memory import Memory
 from perilune.pd.rank import LocalRank, factories

@@ -11,7 +11,7 @@ import time
 import msgspec
 import numpy as np
 import pytest
-from conftest import FACTORIES, KEY, finish, make, until
+from pd_world import FACTORIES, KEY, finish, make, until
 
 from perilune.pd.compiler import POOL_SHIFT, Runs
 from perilune.pd.errors import PlanError, TransportError
@@ -163,7 +163,7 @@ OTHER_PROCESS = """
 import sys, time
 sys.path.insert(0, {tests!r})
 import numpy as np
-from conftest import FACTORIES
+from pd_world import FACTORIES
 from perilune.pd.memory import Memory
 random = np.random.default_rng(7)
 memory = Memory([random.integers(0, 256, {size}, np.uint8) for _ in range(2)])
