@@ -3,9 +3,9 @@
     python benchmarks/kernels.py [--threads N] [--seconds S] [--json FILE]
 
 Shapes are Kimi-Linear-48B's, and GLM-4.7-Flash's experts. A floor is what must move or be computed at least: bytes of
-weights or state over the read bandwidth, or operations over the rate of a product of torch's: int8 for weights of 4 and
-8 bits, fp32 for the rest (bf16 where the processor has instructions for it). Weights lie in strips and are taken in
-turn from more memory than the caches hold, as in a model.
+weights or state over the read bandwidth, or operations over the rate of torch's fp32 product (bf16 where the processor
+has instructions for it); such a processor multiplies bytes, as weights of 4 and 8 bits ask for, at twice that. Weights
+lie in strips and are taken in turn from more memory than the caches hold, as in a model.
 """
 
 from __future__ import annotations
@@ -72,19 +72,18 @@ def median(call: Callable[[], object], seconds: float) -> float:
 
 
 def measure_machine(native: Native, seconds: float) -> Machine:
-    """Read bandwidth by summing 256 MiB, product rates by torch's own at 1,536."""
+    """Read bandwidth by summing 256 MiB, product rate by torch's own at 1,536."""
     big = torch.ones(BEYOND_CACHES // 4)
     dtype = torch.bfloat16 if native.name == "avx512_bf16" else torch.float32
     a = torch.randn(1536, 1536).to(dtype)
-    b = torch.randint(-128, 128, (1536, 1536), dtype=torch.int8)
-    operations = 2 * 1536**3 / 1e9
+    product = 2 * 1536**3 / 1e9 / median(lambda: a @ a, seconds)
     return Machine(
         platform.processor() or platform.machine(),
         native.name,
         native.threads,
         big.nbytes / median(big.sum, seconds) / 1e9,
-        operations / median(lambda: a @ a, seconds),
-        operations / median(lambda: torch._int_mm(b, b), seconds),
+        product,
+        product * (2 if dtype == torch.bfloat16 else 1),
     )
 
 
