@@ -3,9 +3,9 @@
     python benchmarks/kernels.py [--threads N] [--seconds S] [--json FILE]
 
 Shapes are Kimi-Linear-48B's, and GLM-4.7-Flash's experts. A floor is what must move or be computed at least: bytes of
-weights or state over the read bandwidth, or operations over the rate of a product of torch's: int8 for weights of 4 and
-8 bits, fp32 for the rest (bf16 where the processor has instructions for it). Weights lie in strips and are taken in
-turn from more memory than the caches hold, as in a model.
+weights or state over the read bandwidth, or operations over the rate of torch's fp32 product (bf16 where the processor
+has instructions for it); such a processor multiplies bytes, as weights of 4 and 8 bits ask for, at twice that. Weights
+lie in strips and are taken in turn from more memory than the caches hold, as in a model.
 """
 
 from __future__ import annotations
