@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from perilune.deploy.condition import Answer, Point, Truth
@@ -49,7 +49,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user wants beyond the recipe: options by name, own flags and variables, another checkpoint or version."""
+    """What is wanted beyond the recipe: its options, own flags and variables, another checkpoint or version."""
 
     options: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
@@ -124,6 +124,17 @@ def resolve(
     program = tuple(word.format(**chooser.words) for word in recipe.program)
     verdicts = tuple(Verdict(rule, rule.when.ask(point, checks or {})) for rule in recipe.rule)
     return Launch(recipe, point, checkpoint, program, flags, variables, (*left, *also), verdicts)
+
+
+def variables_of(words: Iterable[str]) -> dict[str, str]:
+    """NAME=VALUE words. Raises ConfigError for another form."""
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise ConfigError(f"{word!r} is not NAME=VALUE.")
+        found[name] = value
+    return found
 
 
 def _words(recipe: Recipe, point: Point, checkpoint: str, address: str) -> dict[str, str | int]:

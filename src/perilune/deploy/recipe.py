@@ -43,8 +43,8 @@ class Reason(Strict):
 
 
 class Setting(Reason):
-    """One flag or variable. It is used where `when` holds, or where `unless` is not known to hold, for `from` <= version
-    < `until`, and, if `asked` names an option, only when that was asked for."""
+    """One flag or variable. It is used where `when` holds, or where `unless` is not known to hold, for `from` <=
+    version < `until`, and, if `asked` names an option, only when that was asked for."""
 
     value: str | None = None
     when: Condition | None = None

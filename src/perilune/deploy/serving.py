@@ -1,0 +1,94 @@
+"""`perilune serve --engine NAME`: plan first, then the recipe's exact command, then the engine until it is stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from perilune.deploy.catalog import find
+from perilune.deploy.child import Watch, run
+from perilune.deploy.condition import Truth
+from perilune.deploy.explain import command
+from perilune.deploy.hosts import examined
+from perilune.deploy.launch import Asked, Launch, resolve
+from perilune.deploy.plans import planned
+from perilune.deploy.points import point_of
+from perilune.errors import ConfigError
+from perilune.host.doctor import choose_target
+from perilune.host.live import Live
+from perilune.host.sysroot import Sysroot
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What `serve` was asked for; None is the recipe's own. `target` None is what this machine looks like.
+
+    `program` stands in for the recipe's program, up to where the model is named. `force` starts what plan or rules
+    refuse.
+    """
+
+    model: str
+    engine: str
+    target: str | None = None
+    address: str = "127.0.0.1"
+    port: int = 8000
+    context: int | None = None
+    concurrency: int | None = None
+    tp: int | None = None
+    served_name: str | None = None
+    program: str | None = None
+    config: Path | None = None
+    asked: Asked = Asked()
+    force: bool = False
+
+
+def serve(wanted: Serving, watch: Watch, say: Say = print) -> int:
+    """The exit status. Raises ConfigError for what plan or rules refuse, EngineFailedError as `child.run`."""
+    target = wanted.target or str(choose_target(Sysroot(Live()))[0])
+    recipe = find(wanted.model, target, wanted.engine)
+    if wanted.served_name:
+        recipe = recipe.model_copy(update={"served_name": wanted.served_name})
+    if wanted.program:
+        recipe = recipe.model_copy(update={"program": _replaced(recipe.program, wanted.program)})
+    point = point_of(recipe, context=wanted.context, concurrency=wanted.concurrency, tp=wanted.tp, port=wanted.port)
+    own = wanted.model if wanted.model != recipe.model else None
+    asked = dataclasses.replace(wanted.asked, checkpoint=wanted.asked.checkpoint or own)
+    draft = resolve(recipe, point, asked=asked, address=wanted.address)
+    plan = planned(draft, wanted.config)
+    say(f"  plan: {plan.says}")
+    if plan.fits is Truth.NO and not wanted.force:
+        raise ConfigError(f"{wanted.model} does not fit.", f"{plan.says}.", "Lower --max-context or --max-running.")
+    host = examined(target, need=plan.need, tp=point.tp)
+    launch = resolve(recipe, point, checks=host.checks, asked=asked, address=wanted.address)
+    _say_rules(launch, say)
+    if not wanted.force:
+        launch.check()
+    say(f"  {command(launch)}")
+    say(f"  log: {watch.log}")
+    return run(launch, watch, address=wanted.address, say=say)
+
+
+def _replaced(program: tuple[str, ...], other: str) -> tuple[str, ...]:
+    """`other` for the executable and what belongs to it; the words that name the model stay."""
+    words = list(program)
+    kept = next((n for n, word in enumerate(words) if word.startswith("-") or "{" in word), len(words))
+    return (
+        *(word.replace("{", "{{").replace("}", "}}") for word in shlex.split(other)),
+        *words[_module(words, kept) :],
+    )
+
+
+def _module(words: list[str], kept: int) -> int:
+    """Behind `-m NAME`, which belongs to the executable."""
+    return kept + 2 if kept < len(words) and words[kept] == "-m" else kept
+
+
+def _say_rules(launch: Launch, say: Say) -> None:
+    for verdict in launch.verdicts:
+        if verdict.answer.truth is not Truth.YES:
+            say(f"  {verdict.rule.id}: {verdict.answer.truth}, {verdict.answer.says}; {verdict.rule.why}")
