@@ -97,7 +97,7 @@ def serve(
     from perilune.server.run import serve as run
     from perilune.units import parse_bytes
 
-    engine = EngineConfig(
+    own = EngineConfig(
         model=model,
         dtype=dtype,
         max_context=max_context,
@@ -123,4 +123,4 @@ def serve(
         max_body_bytes=parse_bytes(max_body_bytes),
         drain_seconds=drain_seconds,
     )
-    raise typer.Exit(run(engine, server))
+    raise typer.Exit(run(own, server))

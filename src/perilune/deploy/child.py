@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import httpx
 
@@ -57,13 +58,13 @@ def run(launch: Launch, watch: Watch, *, address: str = "127.0.0.1", say: Say = 
             _end(child, watch.stop_seconds)
 
 
-def _start(launch: Launch, log: object) -> subprocess.Popen[bytes]:
+def _start(launch: Launch, log: BinaryIO) -> subprocess.Popen[bytes]:
     """In a session of its own, so that what it starts can be ended with it."""
     try:
         return subprocess.Popen(  # noqa: S603 - the recipe's words, shown before
             launch.argv,
             stdin=subprocess.DEVNULL,
-            stdout=log,  # type: ignore[call-overload]  # an open file
+            stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **launch.environment},
             start_new_session=True,
@@ -71,7 +72,7 @@ def _start(launch: Launch, log: object) -> subprocess.Popen[bytes]:
     except OSError as error:
         raise ConfigError(
             f"{launch.argv[0]} cannot be started.", f"{error}.",
-            f"Install {launch.recipe.engine}, name its program with --engine-program, or run its image: perilune deploy.",
+            f"Install {launch.recipe.engine}, say --engine-program, or run its image: perilune deploy.",
         ) from error  # fmt: skip
 
 

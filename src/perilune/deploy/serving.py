@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from perilune.deploy.catalog import find
@@ -43,7 +43,7 @@ class Serving:
     served_name: str | None = None
     program: str | None = None
     config: Path | None = None
-    asked: Asked = Asked()
+    asked: Asked = field(default_factory=Asked)
     force: bool = False
 
 
