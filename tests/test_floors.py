@@ -20,7 +20,7 @@ TORCH_FREE = (
     "perilune.models.families",
     "perilune.models.checkpoint", "perilune.cache.geometry", "perilune.cache.manager", "perilune.engine.scheduler",
     "perilune.engine.client", "perilune.engine.request", "perilune.server.app", "perilune.cli.plan",
-    "perilune.cli.doctor",
+    "perilune.cli.doctor", "perilune.cli.recipe", "perilune.cli.deploy", "perilune.deploy.serving",
 )  # fmt: skip
 
 

@@ -94,6 +94,8 @@ def test_kubernetes_is_valid_and_says_what_the_launch_says(found) -> None:
     assert (*engine["command"], *engine["args"]) == started.argv
     if found.engine != "perilune":
         assert engine["resources"]["limits"]["amd.com/gpu"] == str(started.point.tp)
+    paths = {mount["mountPath"] for mount in engine["volumeMounts"]}
+    assert ("/models" in paths) == started.checkpoint.startswith("/models/")
     mounted = {mount["name"] for mount in engine["volumeMounts"]}
     assert mounted <= {volume["name"] for volume in deployed["spec"]["template"]["spec"]["volumes"]}
     if found.patch_tokenizer:
