@@ -67,6 +67,28 @@ def test_each_way_to_fail_is_told_apart_and_helped(how: str, kind: str, fix: str
     assert "starting" in (tmp_path / "log").read_text()
 
 
+def test_earlier_runs_in_the_same_log_do_not_count(port: int, tmp_path: Path) -> None:
+    assert failed("memory", port, tmp_path).kind == "out of memory"
+    assert failed("crash", port, tmp_path).kind == "crash"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--engine", "llama.cpp", "--kernels", "reference"), "--kernels"),
+        (("--target", "cpu"), "--target"),
+        (("--engine", "lama.cpp"), "llama.cpp"),
+    ],
+)
+def test_flags_of_the_other_kind_are_refused_and_not_ignored(words: tuple[str, ...], says: str) -> None:
+    code = "import sys; sys.modules['torch'] = None; from perilune.cli.app import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "serve", "x.gguf", *words], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert says in done.stderr
+
+
 def test_a_signal_is_named(port: int, tmp_path: Path) -> None:
     assert "SIGSEGV" in failed("segfault", port, tmp_path).what
 

@@ -70,6 +70,9 @@ def serve(
     force: Annotated[bool, typer.Option("--force", help="Other engines: start what plan or rules refuse.")] = False,
 ) -> None:
     """Serve a model over HTTP until stopped; exit status 1 if its engine process ends."""
+    from perilune.deploy.serving import refuse_foreign
+
+    refuse_foreign(engine, [name for name in context.params if _given(context, name)])
     if engine != "perilune":
         from perilune.deploy.child import Watch
         from perilune.deploy.launch import Asked, variables_of

@@ -42,10 +42,11 @@ def run(launch: Launch, watch: Watch, *, address: str = "127.0.0.1", say: Say = 
     """
     _port_is_free(address, launch.point.port)
     with _stop_signals() as stop, watch.log.open("ab") as log:
+        begin = log.tell()
         child = _start(launch, log)
         try:
             url = f"http://{_local(address)}:{launch.point.port}"
-            if not _ready(child, f"{url}{launch.recipe.ready}", watch, stop):
+            if not _ready(child, f"{url}{launch.recipe.ready}", watch, stop, begin):
                 return 0
             say(f"serving {launch.recipe.served_name} at {url}")
             while child.poll() is None and not stop.wait(_POLL_SECONDS):
@@ -53,7 +54,7 @@ def run(launch: Launch, watch: Watch, *, address: str = "127.0.0.1", say: Say = 
             if stop.is_set():
                 say("stopping")
                 return 0
-            raise classify(Ended(child.returncode, tail(watch.log), watch.log))
+            raise classify(Ended(child.returncode, tail(watch.log, begin), watch.log))
         finally:
             _end(child, watch.stop_seconds)
 
@@ -76,19 +77,19 @@ def _start(launch: Launch, log: BinaryIO) -> subprocess.Popen[bytes]:
         ) from error  # fmt: skip
 
 
-def _ready(child: subprocess.Popen[bytes], url: str, watch: Watch, stop: threading.Event) -> bool:
+def _ready(child: subprocess.Popen[bytes], url: str, watch: Watch, stop: threading.Event, begin: int) -> bool:
     """Whether the engine answers; False if a stop was asked for before."""
     began = time.monotonic()
     with httpx.Client(timeout=5.0, trust_env=False) as client:
         while not stop.is_set():
             if child.poll() is not None:
-                raise classify(Ended(child.returncode, tail(watch.log), watch.log))
+                raise classify(Ended(child.returncode, tail(watch.log, begin), watch.log))
             with contextlib.suppress(httpx.HTTPError):
                 if client.get(url).status_code == 200:
                     return True
             waited = time.monotonic() - began
             if waited > watch.ready_seconds:
-                raise classify(Ended(None, tail(watch.log), watch.log, waited))
+                raise classify(Ended(None, tail(watch.log, begin), watch.log, waited))
             stop.wait(_POLL_SECONDS)
     return False
 

@@ -122,12 +122,12 @@ def _doctor(id: str | None) -> str:
     return "" if check.status is Status.SKIP else f"The doctor's {check.id}: {check.status}, {check.says}."
 
 
-def tail(path: Path) -> str:
-    """The end of a log."""
+def tail(path: Path, start: int = 0) -> str:
+    """The end of a log, of what was written from byte `start` on: before that are earlier runs."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)
-            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            file.seek(max(start, file.tell() - _TAIL_BYTES))
             return file.read().decode("utf-8", "replace")
     except OSError:
         return ""

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from perilune.deploy.catalog import find
 from perilune.deploy.child import Watch, run
@@ -16,12 +17,40 @@ from perilune.deploy.hosts import examined
 from perilune.deploy.launch import Asked, Launch, resolve
 from perilune.deploy.plans import planned
 from perilune.deploy.points import point_of
-from perilune.errors import ConfigError
+from perilune.deploy.recipe import Engine
+from perilune.errors import ConfigError, nearest
 from perilune.host.doctor import choose_target
 from perilune.host.live import Live
 from perilune.host.sysroot import Sysroot
 
 Say = Callable[[str], None]
+
+
+_OTHERS = {
+    "target",
+    "tp",
+    "options",
+    "engine_arg",
+    "engine_env",
+    "engine_program",
+    "engine_log",
+    "ready_seconds",
+    "force",
+}
+_BOTH = {"model", "engine", "host", "port", "served_model_name", "max_context", "max_running", "drain_seconds"}
+
+
+def refuse_foreign(engine: str, given: list[str]) -> None:
+    """Raises ConfigError for a flag that the engine would not get: none is dropped without a word."""
+    engines = get_args(Engine)
+    if engine not in engines:
+        raise ConfigError(f"There is no engine {engine!r}.", "", nearest(engine, set(engines)))
+    for name in given:
+        flag = "--with" if name == "options" else f"--{name.replace('_', '-')}"
+        if engine == "perilune" and name in _OTHERS:
+            raise ConfigError(f"{flag} is for other engines.", "", "Say --engine vllm or llama.cpp, or leave it out.")
+        if engine != "perilune" and name not in _OTHERS | _BOTH:
+            raise ConfigError(f"{flag} is perilune's own.", f"{engine} would not get it.", "Use --engine-arg.")
 
 
 @dataclass(frozen=True)
