@@ -183,7 +183,7 @@ class _Chooser:
 
     def _against(self, setting: Setting) -> Iterator[str]:
         if setting.asked is not None and setting.asked not in self.options:
-            yield f"only with --with {setting.asked}"
+            yield f"only with --with {setting.asked}; {setting.why}"
         if self.version is not None and not within(self.version, setting.from_, setting.until):
             yield f"from {setting.from_ or 'the first version'} to before {setting.until or 'none yet'}"
         if setting.when is not None:
