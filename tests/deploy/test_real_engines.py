@@ -1,4 +1,4 @@
-"""Other engines for real, where they are installed: started by `perilune serve`, questioned by `perilune smoke`, stopped.
+"""Other engines for real, where they are installed: `perilune serve` starts them, `perilune smoke` asks, a signal ends.
 
 PERILUNE_VLLM=/venv/bin/vllm; PERILUNE_GGUF=FILE with PERILUNE_LLAMA_SERVER=/path/llama-server or
 PERILUNE_LLAMA_CPP_PYTHON="/venv/bin/python -m llama_cpp.server". Minutes: -m slow.

@@ -135,4 +135,6 @@ def _port_is_free(address: str, port: int) -> None:
 
 
 def _local(address: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address, f"[{address}]" if ":" in address else address)  # noqa: S104
+    """Where an engine that listens at `address` answers from here."""
+    anywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - compared, not bound
+    return anywhere.get(address, f"[{address}]" if ":" in address else address)
