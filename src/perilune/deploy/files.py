@@ -58,7 +58,7 @@ def deployment(launch: Launch, examined: Examined, plan: str) -> dict[str, str]:
         "examined": examined.report is not None,
         "todo": todo(examined),
         "plan": plan,
-        "patch": (TEMPLATES / "patch_tokenizer.py").read_text(),
+        "patch": (TEMPLATES / "patch_tokenizer.py.j2").read_text(),
         "kubernetes": kubernetes,
     }
     names = {"compose.yaml": "compose.yaml", f"{words['name']}.container": "quadlet.container", "smoke.sh": "smoke.sh"}
