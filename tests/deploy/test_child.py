@@ -19,6 +19,7 @@ from perilune.deploy.child import Watch, run
 from perilune.deploy.failures import Ended, EngineFailedError, classify, known_failures
 from perilune.deploy.launch import Asked, Launch, resolve
 from perilune.deploy.points import point_of
+from perilune.deploy.serving import _replaced
 from perilune.errors import ConfigError
 
 ENGINE = Path(__file__).with_name("engine.py")
@@ -87,6 +88,18 @@ def test_flags_of_the_other_kind_are_refused_and_not_ignored(words: tuple[str, .
     )
     assert done.returncode == 1
     assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "rest"),
+    [
+        ("*/cpu/vllm", ("serve", "{checkpoint}")),
+        ("*/cpu/llama.cpp", ("--model", "{checkpoint}")),
+        ("*/cpu/llama-cpp-python", ("--model", "{checkpoint}")),
+    ],
+)
+def test_another_program_takes_the_place_of_the_executable_alone(name: str, rest: tuple[str, ...]) -> None:
+    assert _replaced(recipe(name).program, "/opt/x -m y") == ("/opt/x", "-m", "y", *rest)
 
 
 def test_a_signal_is_named(port: int, tmp_path: Path) -> None:

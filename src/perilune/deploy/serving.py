@@ -103,18 +103,9 @@ def serve(wanted: Serving, watch: Watch, say: Say = print) -> int:
 
 
 def _replaced(program: tuple[str, ...], other: str) -> tuple[str, ...]:
-    """`other` for the executable and what belongs to it; the words that name the model stay."""
-    words = list(program)
-    kept = next((n for n, word in enumerate(words) if word.startswith("-") or "{" in word), len(words))
-    return (
-        *(word.replace("{", "{{").replace("}", "}}") for word in shlex.split(other)),
-        *words[_module(words, kept) :],
-    )
-
-
-def _module(words: list[str], kept: int) -> int:
-    """Behind `-m NAME`, which belongs to the executable."""
-    return kept + 2 if kept < len(words) and words[kept] == "-m" else kept
+    """`other` for the executable, and for `-m NAME` right behind it; a subcommand and what names the model stay."""
+    kept = 3 if program[1:2] == ("-m",) else 1
+    return (*(word.replace("{", "{{").replace("}", "}}") for word in shlex.split(other)), *program[kept:])
 
 
 def _say_rules(launch: Launch, say: Say) -> None:
