@@ -31,11 +31,19 @@ def plan(
             help="Room for states of earlier prompts.",
         ),
     ] = True,
+    engine: Annotated[str, typer.Option(help="perilune, or vllm: its pages, and what is lost by them.")] = "perilune",
+    tp: Annotated[int, typer.Option("--tp", "--tensor-parallel-size", min=1, help="vllm: GPUs, --memory each.")] = 1,
+    utilization: Annotated[
+        float, typer.Option("--gpu-memory-utilization", help="vllm: the share of the memory it may take.")
+    ] = 0.9,
     json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Print what a model needs in memory at a context and concurrency, what would fit, and why."""
+    import dataclasses
+
     from rich.console import Console
 
+    from perilune.errors import ConfigError
     from perilune.host.memory import available_memory
     from perilune.host.profiles import profile
     from perilune.models.config import read_config
@@ -45,6 +53,7 @@ def plan(
     from perilune.plan.folder import plan_folder
     from perilune.plan.plan import Plan
     from perilune.plan.table import render, to_json
+    from perilune.plan.vllm_folder import plan_folder_vllm, render_vllm
     from perilune.units import parse_bytes
 
     machine = Machine(None, "", None, None) if device is None else machine_of(profile(device))
@@ -53,6 +62,23 @@ def plan(
     else:
         size, source = (machine.memory, machine.source) if machine.memory is not None else available_memory()
     path = resolve_config_only(model)
+    console = Console(highlight=False)
+    if engine != "perilune":
+        if plot is not None:
+            raise ConfigError("--plot draws perilune's own plan.", "", "Leave out --engine.")
+        theirs = plan_folder_vllm(
+            path,
+            engine=engine,
+            context=context,
+            concurrency=concurrency,
+            dtype=dtype,
+            memory=size,
+            tp=tp,
+            utilization=utilization,
+            prefix_cache=prefix_cache,
+        )
+        console.print_json(data=dataclasses.asdict(theirs)) if json else console.print(render_vllm(theirs))
+        return
 
     def plan_at(context: int | None, concurrency: int) -> Plan:
         return plan_folder(
@@ -72,7 +98,6 @@ def plan(
     if plot is not None:
         drawn = curves(plan_at, read_config(path).spec.max_context, {*CONCURRENCIES, concurrency})
         plot.write_text(picture(model, planned, drawn))
-    console = Console(highlight=False)
     if json:
         console.print_json(data=to_json(planned))
     else:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
+def _given(context: typer.Context, name: str) -> bool:
+    """Whether the user set it: another engine's recipe has a default of its own."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
 def serve(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="A folder, a hub id, or `builtin`.")],
     served_model_name: Annotated[list[str] | None, typer.Option(help="Name in requests; repeat for several.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",
@@ -54,14 +62,54 @@ def serve(
     enable_auto_tool_choice: Annotated[bool, typer.Option(hidden=True)] = True,
     max_body_bytes: Annotated[str, typer.Option(help="Largest request body, like 16MiB.")] = "16MiB",
     drain_seconds: Annotated[float, typer.Option(min=0, help="Time for open requests when stopped.")] = 30.0,
+    engine: Annotated[
+        str,
+        typer.Option(help="perilune, or another installed engine by its recipe: vllm, llama.cpp, llama-cpp-python."),
+    ] = "perilune",
+    target: Annotated[str | None, typer.Option(help="Other engines: the recipe's host; else what this is.")] = None,
+    tp: Annotated[
+        int | None, typer.Option("--tp", "--tensor-parallel-size", min=1, help="Other engines: GPUs.")
+    ] = None,
+    options: Annotated[list[str] | None, typer.Option("--with", help="Other engines: an option of the recipe.")] = None,
+    engine_arg: Annotated[list[str] | None, typer.Option(help="Other engines: one more word; repeat.")] = None,
+    engine_env: Annotated[list[str] | None, typer.Option(help="Other engines: NAME=VALUE; repeat.")] = None,
+    engine_program: Annotated[str | None, typer.Option(help="Other engines: the program, if not on PATH.")] = None,
+    engine_log: Annotated[Path, typer.Option(help="Other engines: where their output goes.")] = Path("engine.log"),
+    ready_seconds: Annotated[float, typer.Option(min=1, help="Other engines: time until they answer.")] = 3600.0,
+    force: Annotated[bool, typer.Option("--force", help="Other engines: start what plan or rules refuse.")] = False,
 ) -> None:
     """Serve a model over HTTP until stopped; exit status 1 if its engine process ends."""
+    from perilune.deploy.serving import refuse_foreign
+
+    refuse_foreign(engine, [name for name in context.params if _given(context, name)])
+    if engine != "perilune":
+        from perilune.deploy.child import Watch
+        from perilune.deploy.launch import Asked, variables_of
+        from perilune.deploy.serving import Serving
+        from perilune.deploy.serving import serve as run_other
+
+        wanted = Serving(
+            model=model,
+            engine=engine,
+            target=target,
+            address=host,
+            port=port,
+            context=max_context,
+            concurrency=context.params["max_running"] if _given(context, "max_running") else None,
+            tp=tp,
+            served_name=served_model_name[0] if served_model_name else None,
+            program=engine_program,
+            asked=Asked(tuple(options or ()), tuple(engine_arg or ()), variables_of(engine_env or ())),
+            force=force,
+        )
+        watch = Watch(engine_log, ready_seconds, drain_seconds)
+        raise typer.Exit(run_other(wanted, watch, lambda line: print(line, flush=True)))
     from perilune.engine.config import EngineConfig
     from perilune.server.config import ServerConfig
     from perilune.server.run import serve as run
     from perilune.units import parse_bytes
 
-    engine = EngineConfig(
+    own = EngineConfig(
         model=model,
         dtype=dtype,
         max_context=max_context,
@@ -90,4 +138,4 @@ def serve(
         max_body_bytes=parse_bytes(max_body_bytes),
         drain_seconds=drain_seconds,
     )
-    raise typer.Exit(run(engine, server))
+    raise typer.Exit(run(own, server))

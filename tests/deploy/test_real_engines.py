@@ -1,0 +1,79 @@
+"""Other engines for real, where they are installed: `perilune serve` starts them, `perilune smoke` asks, a signal ends.
+
+PERILUNE_VLLM=/venv/bin/vllm; PERILUNE_GGUF=FILE with PERILUNE_LLAMA_SERVER=/path/llama-server or
+PERILUNE_LLAMA_CPP_PYTHON="/venv/bin/python -m llama_cpp.server". Minutes: -m slow.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+RUN = (sys.executable, "-c", "from perilune.cli.app import main; main()")
+
+
+def served(model: Path | str, engine: str, program: str, log: Path, *more: str) -> str:
+    """What `smoke` printed. The engine's environment is not ours: another venv finds its own packages."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    words = ["serve", str(model), "--engine", engine, "--target", "cpu", "--port", port, "--max-context", "512"]
+    words += ["--engine-program", program, "--engine-log", str(log), "--engine-env", "PYTHONPATH=", *more]
+    child = subprocess.Popen([*RUN, *words, "--ready-seconds", "240"], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert any(line.startswith("serving") for line in child.stdout), log.read_text()[-2000:]
+    done = subprocess.run([*RUN, "smoke", f"http://127.0.0.1:{port}"], capture_output=True, text=True, check=False)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(60) == 0
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(port))) != 0
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def need(*names: str) -> list[str]:
+    found = [os.environ.get(name) for name in names]
+    if not all(found):
+        pytest.skip(f"needs {' and '.join(names)}")
+    return [value or "" for value in found]
+
+
+def tiny(folder: Path) -> Path:
+    """A dense model of 2 layers with random weights and a tokenizer of single characters."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<s>", "</s>", "<unk>", "Say", "hello", *(chr(code) for code in range(33, 127))]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    wrapped.chat_template = "{% for message in messages %}{{ message.content }} {% endfor %}"
+    wrapped.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=128, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, head_dim=32, max_position_embeddings=4096,
+    )  # fmt: skip
+    LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
+    return folder
+
+
+def test_vllm(tmp_path: Path) -> None:
+    (program,) = need("PERILUNE_VLLM")
+    said = served(tiny(tmp_path / "tiny"), "vllm", program, tmp_path / "log", "--engine-arg=--enforce-eager")
+    assert "streaming" in said
+
+
+@pytest.mark.parametrize(
+    ("engine", "variable"),
+    [("llama.cpp", "PERILUNE_LLAMA_SERVER"), ("llama-cpp-python", "PERILUNE_LLAMA_CPP_PYTHON")],
+)
+def test_llama_cpp(engine: str, variable: str, tmp_path: Path) -> None:
+    program, gguf = need(variable, "PERILUNE_GGUF")
+    assert "streaming" in served(gguf, engine, program, tmp_path / "log")
