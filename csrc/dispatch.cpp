@@ -11,9 +11,14 @@ namespace perilune {
   }
 #ifdef PERILUNE_HAS_avx2
 DECLARE(avx2)
+#endif
+#ifdef PERILUNE_HAS_avx512
 DECLARE(avx512)
+#endif
+#ifdef PERILUNE_HAS_avx512_bf16
 DECLARE(avx512_bf16)
-#else
+#endif
+#ifdef PERILUNE_HAS_portable
 DECLARE(portable)
 #endif
 
@@ -22,17 +27,23 @@ namespace {
 // Fastest first.
 int runnable(const Kernels** found) {
   int count = 0;
-#ifdef PERILUNE_HAS_avx2
+#ifdef PERILUNE_HAS_portable
+  found[count++] = &portable::kernels;
+#else
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  [[maybe_unused]] const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  [[maybe_unused]] const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#ifdef PERILUNE_HAS_avx512_bf16
   if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"))
     found[count++] = &avx512_bf16::kernels;
+#endif
+#ifdef PERILUNE_HAS_avx512
   if (avx512) found[count++] = &avx512::kernels;
+#endif
+#ifdef PERILUNE_HAS_avx2
   if (avx2) found[count++] = &avx2::kernels;
-#else
-  found[count++] = &portable::kernels;
+#endif
 #endif
   return count;
 }
@@ -42,7 +53,7 @@ int runnable(const Kernels** found) {
 const Kernels* choose_kernels(const char** why) {
   const Kernels* found[4];
   if (runnable(found) > 0) return found[0];
-  *why = "the processor has no AVX2 and FMA";
+  *why = "the processor has none of the instruction sets in this build";
   return nullptr;
 }
 

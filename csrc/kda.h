@@ -3,7 +3,8 @@
 //   conv + SiLU, unit q and k, log decay g and beta as in ops/kda/reference.py; then with S' = diag(exp g) S:
 //     u = beta (v - S'^T k);  S <- S' + k u^T;  o = S^T q = S'^T q + (q . k) u
 // so one pass reads S for both products, and a second, from cache, writes it: memory sees S once each way, which is
-// the floor. Then the gated norm.
+// the floor. While both run, the next head's state is fetched, so that memory never waits for arithmetic. Then the
+// gated norm.
 #pragma once
 #include "simd.h"
 
@@ -48,13 +49,25 @@ inline void convolve(const bf16* x, const bf16* w, bf16* window, int64_t dim, in
   for (int64_t d = 0; d < dim; d += kLanes) store(y + d, silu(load(y + d)));
 }
 
+// Asks for the next head's state bit by bit: half of its bytes during each pass over this one's.
+struct Ahead {
+  uintptr_t at, end;
+  template <int N>
+  void fetch() {
+    const uintptr_t to = at + N * kLanes * 2;
+    for (; at < to; at += 64)
+      if (at < end) __builtin_prefetch((const char*)at, 1, 2);
+  }
+};
+
 // Columns v0 .. v0 + N vectors of the state.
 template <int N>
-inline void advance(Head& h, float* state, int64_t dim, int64_t v0, float beta, float qk) {
+inline void advance(Head& h, float* state, int64_t dim, int64_t v0, float beta, float qk, Ahead& ahead) {
   vf read[N] = {}, o[N] = {};
   for (int64_t d = 0; d < dim; d++) {
     const float* row = state + d * dim + v0;
     const float k = h.k[d] * h.decay[d], q = h.q[d] * h.decay[d];
+    ahead.fetch<N>();
     for (int i = 0; i < N; i++) {
       vf s = load(row + i * kLanes);
       read[i] += s * k;
@@ -68,11 +81,17 @@ inline void advance(Head& h, float* state, int64_t dim, int64_t v0, float beta, 
   }
   for (int64_t d = 0; d < dim; d++) {
     float* row = state + d * dim + v0;
+    ahead.fetch<N>();
     for (int i = 0; i < N; i++) store(row + i * kLanes, load(row + i * kLanes) * h.decay[d] + h.k[d] * u[i]);
   }
 }
 
-inline void decode_head(const KdaDecodeArgs& a, int64_t row, int64_t slot, int64_t head, Head& h) {
+inline float* state_of(const KdaDecodeArgs& a, int64_t item) {
+  return a.state + a.slots[item / a.heads] * a.state_stride + item % a.heads * a.dim * a.dim;
+}
+
+inline void decode_head(const KdaDecodeArgs& a, int64_t item, Head& h) {
+  const int64_t row = a.rows[item / a.heads], slot = a.slots[item / a.heads], head = item % a.heads;
   const int64_t dim = a.dim, heads = a.heads;
   float* qkv[3] = {h.q, h.k, h.v};
   for (int64_t c = 0; c < 3; c++) {
@@ -91,10 +110,16 @@ inline void decode_head(const KdaDecodeArgs& a, int64_t row, int64_t slot, int64
   }
   const float beta = 1.0f / (1.0f + __builtin_expf(-widen(a.b[row * heads + head])));
   const float dot = sum(qk);
-  float* state = a.state + slot * a.state_stride + head * dim * dim;
+  float* state = state_of(a, item);
+  Ahead ahead{};
+  if (item + 1 < a.n * heads) {
+    ahead.at = uintptr_t(state_of(a, item + 1));
+    ahead.end = ahead.at + uintptr_t(dim * dim * 4);
+  }
+  constexpr int kWhole = kLanes == 16 ? 8 : 4;  // as many columns as have room in registers
   int64_t v0 = 0;
-  for (; v0 + 4 * kLanes <= dim; v0 += 4 * kLanes) advance<4>(h, state, dim, v0, beta, dot);
-  for (; v0 < dim; v0 += kLanes) advance<1>(h, state, dim, v0, beta, dot);
+  for (; v0 + kWhole * kLanes <= dim; v0 += kWhole * kLanes) advance<kWhole>(h, state, dim, v0, beta, dot, ahead);
+  for (; v0 < dim; v0 += kLanes) advance<1>(h, state, dim, v0, beta, dot, ahead);
 
   const int64_t at = (row * heads + head) * dim;
   gated_norm(h.o, a.norm, a.out_gate + at, dim, a.eps, a.out + at);
@@ -104,8 +129,7 @@ inline void kda_decode(const KdaDecodeArgs& a) {
 #pragma omp parallel for num_threads(a.threads) schedule(static)
   for (int64_t item = 0; item < a.n * a.heads; item++) {
     Head h;
-    const int64_t i = item / a.heads;
-    decode_head(a, a.rows[i], a.slots[i], item % a.heads, h);
+    decode_head(a, item, h);
   }
 }
 

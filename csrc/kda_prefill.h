@@ -4,11 +4,13 @@
 //   O   = (Q exp G) S + M R                                                 M_ij the same with q_i, j <= i
 //   S  <- diag(exp G_C) S + (K exp(G_C - G))^T R
 //
-// exp(-G) overflows, so A and M are formed in blocks of 16 tokens: between blocks both factors are taken relative to
-// the sum before the later block, inside a block pair by pair. Every exponent is at most 0.
+// exp(-G) overflows, so A and M are formed in blocks of 16 tokens, with all factors relative to the sum before the block
+// at hand: rows exp(G_i - base), columns K_j exp(base - G_j), which move on with each block. Exponents are at most 0 but
+// for a block's own columns; where a block decays too far for those, its pairs are formed one by one. What the columns
+// are after the last block is what the state needs.
 #pragma once
 #include "kda.h"
-#include "weighted.h"
+#include "outer.h"
 
 namespace perilune {
 namespace PERILUNE_VARIANT {
@@ -16,16 +18,17 @@ namespace {
 
 constexpr int64_t kChunk = 64;
 constexpr int64_t kSub = 16;
+constexpr float kDeepest = -80.0f;  // exp(80) times 256 products is still a float
 
-// What one head's chunk works with: rows of dim floats, and chunk x chunk matrices.
+// What one head's chunk works with: rows of dim floats, columns [dim, chunk], and chunk x chunk matrices.
 struct Chunk {
-  float *q, *k, *v, *total, *o, *r, *rows, *columns, *out_t, *kk, *qk, *conv_w, *history;
+  float *q, *k, *v, *total, *o, *r, *k_rows, *q_rows, *columns, *kk, *qk, *conv_w, *history;
   float beta[kChunk], decay[kMaxDim];
   static int64_t floats(int64_t dim, int64_t taps) {
-    return 8 * kChunk * dim + dim * kChunk + 2 * kChunk * kChunk + 3 * (2 * taps) * dim;
+    return 9 * kChunk * dim + 2 * kChunk * kChunk + 3 * (2 * taps) * dim;
   }
   Chunk(float* memory, int64_t dim, int64_t taps) {
-    float** parts[] = {&q, &k, &v, &total, &o, &r, &rows, &columns, &out_t};
+    float** parts[] = {&q, &k, &v, &total, &o, &r, &k_rows, &q_rows, &columns};
     for (float** part : parts) *part = memory, memory += kChunk * dim;
     kk = memory, memory += kChunk * kChunk;
     qk = memory, memory += kChunk * kChunk;
@@ -109,64 +112,86 @@ inline void pairs(const Chunk& c, int64_t first, int64_t last, int64_t dim) {
       c.qk[i * kChunk + j] = sum(qk);
     }
     c.qk[i * kChunk + i] = dot_rows(c.q + i * dim, c.k + i * dim, dim);
-    for (int64_t j = i + 1; j < last; j++) c.qk[i * kChunk + j] = 0;
   }
 }
 
-// One block of 16 against everything before it.
-inline void rectangle(const Chunk& c, int64_t first, int64_t last, int64_t dim) {
-  const float* base = c.total + (first - 1) * dim;
-  for (int64_t j = 0; j < first; j++)
-    for (int64_t d = 0; d < dim; d += kLanes)
-      store(c.columns + j * dim + d, load(c.k + j * dim + d) * vexp(load(base + d) - load(c.total + j * dim + d)));
-  for (int64_t i = first; i < last; i++) {
-    float *k = c.rows, *q = c.rows + dim;
-    for (int64_t d = 0; d < dim; d += kLanes) {
-      const vf by = vexp(load(c.total + i * dim + d) - load(base + d));
-      store(k + d, load(c.k + i * dim + d) * by);
-      store(q + d, load(c.q + i * dim + d) * by);
+// Rows and columns of the block first .. last; `from` [dim]: the sum its columns are relative to.
+inline void block_factors(const Chunk& c, int64_t first, int64_t last, int64_t dim, const float* base,
+                          const float* from) {
+  alignas(64) float column[4][kMaxDim];
+  for (int64_t i = first; i < first + kSub; i += 4) {
+    for (int64_t r = 0; r < 4; r++) {
+      const int64_t t = (i + r) * dim;
+      for (int64_t d = 0; d < dim; d += kLanes) {
+        if (i + r >= last) {
+          store(column[r] + d, vf{});
+          continue;
+        }
+        const vf total = load(c.total + t + d), by = vexp(total - load(base + d));
+        store(c.k_rows + t + d, load(c.k + t + d) * by);
+        store(c.q_rows + t + d, load(c.q + t + d) * by);
+        store(column[r] + d, load(c.k + t + d) * vexp(load(from + d) - total));
+      }
     }
-    for (int64_t j = 0; j < first; j++) {
-      c.kk[i * kChunk + j] = dot_rows(k, c.columns + j * dim, dim);
-      c.qk[i * kChunk + j] = dot_rows(q, c.columns + j * dim, dim);
+    for (int64_t d = 0; d < dim; d += 4) {
+      u4 x[4];
+      for (int64_t r = 0; r < 4; r++) memcpy(&x[r], column[r] + d, 16);
+      turn_four(x, c.columns + d * kChunk + i, kChunk);
     }
   }
 }
 
-// x [n, dim] times exp G, into c.rows.
-inline const float* decayed(const Chunk& c, const float* x, int64_t n, int64_t dim) {
-  for (int64_t i = 0; i < n * dim; i += kLanes) store(c.rows + i, load(x + i) * vexp(load(c.total + i)));
-  return c.rows;
+// A and M; rows become k_i exp(G_i) and q_i exp(G_i), columns k_j exp(G_C - G_j), decay exp(G_C).
+inline void products(Chunk& c, int64_t n, int64_t dim) {
+  alignas(64) float zero[kMaxDim] = {}, across[kMaxDim];
+  for (int64_t d = 0; d < dim; d++) c.decay[d] = 1;
+  for (int64_t first = 0; first < n; first += kSub) {
+    const int64_t last = at_most(first + kSub, n), m = last - first;
+    const float *base = first ? c.total + (first - 1) * dim : zero, *end = c.total + (last - 1) * dim;
+    float deepest = 0;
+    for (int64_t d = 0; d < dim; d++) deepest = end[d] - base[d] < deepest ? end[d] - base[d] : deepest;
+    const bool deep = !(deepest > kDeepest);
+    block_factors(c, first, last, dim, base, deep ? end : base);
+    const int64_t columns = deep ? first : first + kSub;
+    for (int64_t d = 0; d < dim; d += kLanes) store(across + d, vexp(load(end + d) - load(base + d)));
+    outer(by_rows(c.k_rows + first * dim, dim), m, c.columns, kChunk, dim, columns, c.kk + first * kChunk, kChunk, false);
+    outer(by_rows(c.q_rows + first * dim, dim), m, c.columns, kChunk, dim, columns, c.qk + first * kChunk, kChunk, false);
+    if (deep) pairs(c, first, last, dim);
+    for (int64_t i = first; i < last; i++)
+      for (int64_t j = i + 1; j < last; j++) c.qk[i * kChunk + j] = 0;
+    for (int64_t i = first; i < last; i++)
+      for (int64_t d = 0; d < dim; d += kLanes) {
+        store(c.k_rows + i * dim + d, load(c.k_rows + i * dim + d) * load(c.decay + d));
+        store(c.q_rows + i * dim + d, load(c.q_rows + i * dim + d) * load(c.decay + d));
+      }
+    for (int64_t d = 0; d < dim; d++) {
+      scale(c.columns + d * kChunk, columns, across[d]);
+      c.decay[d] *= across[d];
+    }
+  }
 }
 
-// Solve for R and form O, block by block.
+// Solve for R and form O, block by block; c.r holds (k_i exp G_i)^T S, c.o (q_i exp G_i)^T S.
 inline void solve(const Chunk& c, int64_t n, int64_t dim) {
-  for (int64_t i = 0; i < n; i++)  // c.r holds (k_i exp G_i)^T S
+  for (int64_t i = 0; i < n; i++) {
     for (int64_t d = 0; d < dim; d += kLanes)
       store(c.r + i * dim + d, c.beta[i] * (load(c.v + i * dim + d) - load(c.r + i * dim + d)));
-  for (int64_t i = 0; i < n; i++)
     for (int64_t j = 0; j < i; j++) c.kk[i * kChunk + j] *= -c.beta[i];
+  }
   for (int64_t first = 0; first < n; first += kSub) {
-    const int64_t last = at_most(first + kSub, n);
-    const float* kk = c.kk + first * kChunk;
-    add_weighted(last - first, kk, kChunk, first, c.r, dim, c.r + first * dim, dim, dim);
-    for (int64_t i = first + 1; i < last; i++)
-      add_weighted(1, c.kk + i * kChunk + first, kChunk, i - first, c.r + first * dim, dim, c.r + i * dim, dim, dim);
-    add_weighted(last - first, c.qk + first * kChunk, kChunk, last, c.r, dim, c.o + first * dim, dim, dim);
+    const int64_t last = at_most(first + kSub, n), m = last - first;
+    float* r = c.r + first * dim;
+    outer(by_rows(c.kk + first * kChunk, kChunk), m, c.r, dim, first, dim, r, dim, true);
+    for (int64_t i = 1; i < m; i++)
+      outer(by_rows(c.kk + (first + i) * kChunk + first, kChunk), 1, r, dim, i, dim, r + i * dim, dim, true);
+    outer(by_rows(c.qk + first * kChunk, kChunk), m, c.r, dim, last, dim, c.o + first * dim, dim, true);
   }
 }
 
 // S <- diag(exp G_C) S + (K exp(G_C - G))^T R.
-inline void advance_state(Chunk& c, float* state, int64_t n, int64_t dim) {
-  const float* end = c.total + (n - 1) * dim;
-  for (int64_t d = 0; d < dim; d += kLanes) store(c.decay + d, vexp(load(end + d)));
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t d = 0; d < dim; d += kLanes) {
-      const vf k = load(c.k + i * dim + d) * vexp(load(end + d) - load(c.total + i * dim + d));
-      for (int64_t l = 0; l < kLanes; l++) c.out_t[(d + l) * kChunk + i] = k[l];
-    }
+inline void advance_state(const Chunk& c, float* state, int64_t n, int64_t dim) {
   for (int64_t d = 0; d < dim; d++) scale(state + d * dim, dim, c.decay[d]);
-  add_weighted(dim, c.out_t, kChunk, n, c.r, dim, state, dim, dim);
+  outer(by_rows(c.columns, kChunk), dim, c.r, dim, n, dim, state, dim, true);
 }
 
 inline void prefill_head(const KdaPrefillArgs& a, int64_t head, Chunk& c) {
@@ -176,14 +201,9 @@ inline void prefill_head(const KdaPrefillArgs& a, int64_t head, Chunk& c) {
   for (int64_t first = 0; first < a.tokens; first += kChunk) {
     const int64_t n = at_most(kChunk, a.tokens - first);
     load_chunk(a, head, first, n, c);
-    for (int64_t i = 0; i < n; i += kSub) {
-      pairs(c, i, at_most(i + kSub, n), dim);
-      if (i) rectangle(c, i, at_most(i + kSub, n), dim);
-    }
-    memset(c.r, 0, size_t(n * dim) * sizeof(float));
-    memset(c.o, 0, size_t(n * dim) * sizeof(float));
-    add_weighted(n, decayed(c, c.k, n, dim), dim, dim, state, dim, c.r, dim, dim);
-    add_weighted(n, decayed(c, c.q, n, dim), dim, dim, state, dim, c.o, dim, dim);
+    products(c, n, dim);
+    outer(by_rows(c.k_rows, dim), n, state, dim, dim, dim, c.r, dim, false);
+    outer(by_rows(c.q_rows, dim), n, state, dim, dim, dim, c.o, dim, false);
     solve(c, n, dim);
     advance_state(c, state, n, dim);
     for (int64_t i = 0; i < a.exports; i++)

@@ -9,24 +9,32 @@ namespace perilune {
 
 using bf16 = uint16_t;  // the upper half of an fp32
 
-enum Format : int { kBf16 = 0, kInt4 = 1, kMxfp4 = 2, kFp8 = 3 };
+enum Format : int { kBf16 = 0, kInt4 = 1, kMxfp4 = 2, kFp8 = 3, kInt8 = 4 };
 
-// One matrix [n, k], or a stack of `experts` of them, laid out as ops/linear/formats.py says.
+// One matrix [n, k], or a stack of `experts` of them, laid out as ops/linear/formats.py says, or in strips as tiled.py does.
 struct Weight {
   int format;
   int64_t experts, n, k;
   const uint8_t* data;
-  const void* scale;    // int4: bf16 [n, k/group]; mxfp4: e8m0 [n, k/32]; fp8: fp32 [n/128, k/128]
+  const void* scale;    // int4, int8: bf16 [n, k/group]; mxfp4: e8m0 [n, k/32]; fp8: fp32 [n/128, k/128]
   const int8_t* zero;   // int4: [n, k/group], or null
-  int64_t group;        // int4 only, a multiple of 32
+  int64_t group;        // int4 and int8 only, a multiple of 32
+  bool tiled;           // then n is a multiple of 16 and k of 32
 };
 
-// out [t, n] bf16 = x [t, k] bf16 times w transposed.
-struct LinearArgs {
-  const bf16* x;
-  int64_t tokens;
+// One matrix and where its product goes: row t at out + t * ld.
+struct LinearPart {
   Weight w;
   bf16* out;
+  int64_t ld;
+};
+
+// out [t, n] bf16 = x [t, k] bf16 times w transposed, for several w of k inputs.
+struct LinearArgs {
+  const bf16* x;
+  int64_t tokens, k;
+  const LinearPart* parts;
+  int64_t count;
   int threads;
 };
 
@@ -126,6 +134,21 @@ struct RmsNormArgs {
   int threads;
 };
 
+// Expert ids and weights [t, top_k] of x [t, dim]; groups as in ops/moe/reference.py.
+struct RouteArgs {
+  const bf16* x;
+  int64_t tokens, dim;
+  const void* router;  // [experts, dim], fp32 if wide, else bf16
+  bool wide;
+  const float* bias;  // [experts]
+  int64_t experts, groups, top_groups, top_k;
+  bool renormalise;
+  float scaling;
+  int64_t* ids;
+  float* weights;
+  int threads;
+};
+
 struct Kernels {
   const char* name;
   void (*linear)(const LinearArgs&);
@@ -135,6 +158,7 @@ struct Kernels {
   void (*mla_decode)(const MlaDecodeArgs&);
   void (*mla_prefill)(const MlaPrefillArgs&);
   void (*rms_norm)(const RmsNormArgs&);
+  void (*route)(const RouteArgs&);
 };
 
 // The fastest table this processor can run, or null with the reason in *why.

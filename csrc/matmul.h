@@ -5,7 +5,7 @@
 // registers, 24 on AVX-512's 32). Every output is summed in one order, whatever the tile, the number of rows and the
 // number of threads: results do not depend on them.
 #pragma once
-#include "packed.h"
+#include "weights.h"
 
 namespace perilune {
 namespace PERILUNE_VARIANT {
@@ -48,14 +48,9 @@ inline void tiles(const Elem* const* x, int64_t m, int64_t at, const W* const* w
 }
 
 // c [m, kBlock] = x [m, k] times rows n0 .. n0 + nb of w transposed. x: pointers to rows padded with zeros to kPad.
-// m <= kRows; scratch [kBlock, kDepth]. Columns of c up to the next multiple of 4 are written too. `bytes`: the rows
-// are there in quantised form too, to be used while they are few.
+// m <= kRows; scratch [kBlock, kDepth]. Columns of c up to the next multiple of 4 are written too.
 template <class Rows>
-inline void block(const Elem* const* x, int64_t m, const Rows& w, int64_t n0, int64_t nb, float* c, Elem* scratch,
-                  bool bytes = false) {
-  if constexpr (Rows::kPacked) {
-    if (bytes && m <= kPackedRows) return packed_block(x, m, w, n0, nb, c, kBlock);
-  }
+inline void block(const Elem* const* x, int64_t m, const Rows& w, int64_t n0, int64_t nb, float* c, Elem* scratch) {
   memset(c, 0, size_t(m) * kBlock * sizeof(float));
   for (int64_t at = 0; at < w.k; at += kDepth) {
     int64_t count = padded(at_most(kDepth, w.k - at));

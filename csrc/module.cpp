@@ -33,11 +33,12 @@ void check_index(int64_t index, int64_t count, const char* what) {
 }
 
 Weight make_weight(int format, int64_t experts, int64_t n, int64_t k, Address data, Address scale, Address zero,
-                   int64_t group) {
-  require(format >= kBf16 && format <= kFp8 && experts > 0 && n > 0 && k > 0, "a weight has no such format or shape");
-  require(format != kInt4 || (group > 0 && group % 32 == 0), "int4 groups are multiples of 32");
+                   int64_t group, bool tiled) {
+  require(format >= kBf16 && format <= kInt8 && experts > 0 && n > 0 && k > 0, "a weight has no such format or shape");
+  require((format != kInt4 && format != kInt8) || (group > 0 && group % 32 == 0), "groups are multiples of 32");
   require(format != kMxfp4 || k % 2 == 0, "mxfp4 has an even number of inputs");
-  return Weight{format, experts, n, k, at<const uint8_t>(data), at<const void>(scale), at<const int8_t>(zero), group};
+  require(!tiled || (n % 16 == 0 && k % 32 == 0), "strips hold 16 outputs and runs of 32 inputs");
+  return Weight{format, experts, n, k, at<const uint8_t>(data), at<const void>(scale), at<const int8_t>(zero), group, tiled};
 }
 
 // Tokens sorted by expert: a counting sort, stable, so each expert sees its tokens in order.
@@ -91,13 +92,22 @@ NB_MODULE(_kernels, m) {
         return found;
       }, nb::rv_policy::reference)
       .def_prop_ro("name", [](const Kernels& k) { return std::string(k.name); })
-      .def("linear", [](const Kernels& k, Address x, int64_t tokens, const Weight& w, Address out, int threads) {
-        k.linear({at<bf16>(x), tokens, w, at<bf16>(out), threads});
-      }, nb::call_guard<nb::gil_scoped_release>())
+      .def("linear", [](const Kernels& k, Address x, int64_t tokens, int64_t inputs, std::vector<const Weight*> weights,
+                        std::vector<Address> out, std::vector<int64_t> steps, int threads) {
+        require(weights.size() == out.size() && weights.size() == steps.size(), "linear: one output per weight");
+        std::vector<LinearPart> parts;
+        for (size_t i = 0; i < weights.size(); i++) {
+          require(weights[i] && weights[i]->k == inputs && steps[i] >= weights[i]->n, "a weight does not fit x or out");
+          parts.push_back({*weights[i], at<bf16>(out[i]), steps[i]});
+        }
+        nb::gil_scoped_release release;
+        k.linear({at<bf16>(x), tokens, inputs, parts.data(), int64_t(parts.size()), threads});
+      })
       .def("experts", [](const Kernels& k, Address x, int64_t tokens, int64_t top_k, Address ids, Address weights,
                          const Weight& gate, const Weight& up, const Weight& down, Address out, int threads) {
         require(gate.experts == up.experts && gate.experts == down.experts && gate.n == up.n && gate.k == up.k &&
                     gate.n == down.k && gate.k == down.n, "expert weights do not fit each other");
+        require(gate.tiled == up.tiled && gate.tiled == down.tiled, "some expert weights are in strips, some are not");
         Slots slots(at<int64_t>(ids), at<float>(weights), tokens, top_k, gate.experts);
         nb::gil_scoped_release release;
         k.experts({at<bf16>(x), tokens, slots.first.data(), slots.token.data(), slots.weight.data(), gate, up, down,
@@ -146,6 +156,7 @@ NB_MODULE(_kernels, m) {
                 "mla_decode: wrong number of arguments");
         int64_t heads = sizes[0], nope = sizes[1], rope = sizes[2], v_dim = sizes[3], rank = sizes[4];
         require(kv_b.n == heads * (nope + v_dim) && kv_b.k == rank, "kv_b does not fit the heads");
+        require(!kv_b.tiled, "kv_b is in strips");
         std::vector<const int64_t*> pointers;
         for (size_t i = 0; i < tables.size(); i++) {
           pointers.push_back(at<int64_t>(tables[i]));
@@ -158,14 +169,26 @@ NB_MODULE(_kernels, m) {
       .def("mla_prefill", [](const Kernels& k, Address q, int64_t tokens, int64_t start, std::vector<int64_t> sizes,
                              Address pages, int64_t page_count, int64_t page_stride, Address table, int64_t entries,
                              const Weight& kv_b, float scale, Address out, int threads) {
-        require(sizes.size() == 5 && start >= 0 && tokens >= 1, "mla_prefill: wrong arguments");
+        require(sizes.size() == 5 && start >= 0 && start % 64 == 0 && tokens >= 1, "mla_prefill: wrong arguments");
         int64_t heads = sizes[0], nope = sizes[1], rope = sizes[2], v_dim = sizes[3], rank = sizes[4];
         require(kv_b.n == heads * (nope + v_dim) && kv_b.k == rank, "kv_b does not fit the heads");
+        require(!kv_b.tiled, "kv_b is in strips");
         check_table(at<int64_t>(table), entries, start + tokens, page_count);
         nb::gil_scoped_release release;
         k.mla_prefill({at<bf16>(q), tokens, start, heads, nope, rope, v_dim, rank, at<bf16>(pages), page_stride,
                        at<int64_t>(table), kv_b, scale, at<float>(out), threads});
       })
+      .def("route", [](const Kernels& k, Address x, int64_t tokens, int64_t dim, Address router, bool wide, Address bias,
+                       std::vector<int64_t> sizes, bool renormalise, float scaling, Address ids, Address weights,
+                       int threads) {
+        require(sizes.size() == 4, "route: wrong arguments");
+        int64_t experts = sizes[0], groups = sizes[1], top_groups = sizes[2], top_k = sizes[3];
+        require(groups >= 1 && experts % groups == 0 && top_groups >= 1 && top_groups <= groups,
+                "experts do not divide into such groups");
+        require(top_k >= 1 && top_k <= experts, "more experts asked for than there are");
+        k.route({at<bf16>(x), tokens, dim, at<void>(router), wide, at<float>(bias), experts, groups, top_groups, top_k,
+                 renormalise, scaling, at<int64_t>(ids), at<float>(weights), threads});
+      }, nb::call_guard<nb::gil_scoped_release>())
       .def("rms_norm", [](const Kernels& k, Address x, Address weight, int64_t rows, int64_t dim, float eps, Address out,
                           int threads) {
         k.rms_norm({at<bf16>(x), at<bf16>(weight), rows, dim, eps, at<bf16>(out), threads});

@@ -7,6 +7,7 @@
 #include "linear.h"
 #include "mla.h"
 #include "norm.h"
+#include "router.h"
 
 #define NAME_OF(x) #x
 #define NAME(x) NAME_OF(x)
@@ -15,7 +16,8 @@ namespace perilune {
 namespace PERILUNE_VARIANT {
 
 extern const Kernels kernels;
-const Kernels kernels = {NAME(PERILUNE_VARIANT), linear, experts, kda_prefill, kda_decode, mla_decode, mla_prefill, rms_norm};
+const Kernels kernels = {NAME(PERILUNE_VARIANT), linear, experts, kda_prefill, kda_decode, mla_decode, mla_prefill, rms_norm,
+                         route};
 
 }  // namespace PERILUNE_VARIANT
 }  // namespace perilune

@@ -31,7 +31,7 @@ inline void nibbles_at(const uint8_t* row, int64_t bytes, int64_t k, uint8_t* to
 }
 
 struct Bf16Rows {
-  static constexpr bool kDense = true, kPacked = false;
+  static constexpr bool kDense = true;
   const bf16* data;
   int64_t k;
   Bf16Rows(const Weight& w, int64_t expert) : data((const bf16*)w.data + expert * w.n * w.k), k(w.k) {}
@@ -44,7 +44,7 @@ struct Bf16Rows {
 };
 
 struct Int4Rows {
-  static constexpr bool kDense = false, kPacked = true;
+  static constexpr bool kDense = false;
   const uint8_t* data;
   const bf16* scale;
   const int8_t* zero;
@@ -68,7 +68,7 @@ struct Int4Rows {
 };
 
 struct Mxfp4Rows {
-  static constexpr bool kDense = false, kPacked = true;
+  static constexpr bool kDense = false;
   const uint8_t* data;
   const uint8_t* scale;
   int64_t k, bytes, groups;
@@ -93,7 +93,7 @@ struct Mxfp4Rows {
 };
 
 struct Fp8Rows {
-  static constexpr bool kDense = false, kPacked = false;
+  static constexpr bool kDense = false;
   const uint8_t* data;
   const float* scale;
   int64_t k, across;
@@ -119,6 +119,23 @@ struct Fp8Rows {
   }
 };
 
+struct Int8Rows {
+  static constexpr bool kDense = false;
+  const int8_t* data;
+  const bf16* scale;
+  int64_t k, groups, group;
+  Int8Rows(const Weight& w, int64_t expert) : k(w.k), groups((w.k + w.group - 1) / w.group), group(w.group) {
+    data = (const int8_t*)w.data + expert * w.n * k;
+    scale = (const bf16*)w.scale + expert * w.n * groups;
+  }
+  void run(int64_t n, int64_t at, Elem* to) const {
+    float value[32];
+    const float s = widen(scale[n * groups + at / group]);
+    for (int i = 0; i < 32; i++) value[i] = at + i < k ? float(data[n * k + at + i]) * s : 0.0f;
+    to_elem(value, 32, to);
+  }
+};
+
 // f(rows) with the reader of one matrix of the stack.
 template <class F>
 inline void with_rows(const Weight& w, int64_t expert, F&& f) {
@@ -126,6 +143,7 @@ inline void with_rows(const Weight& w, int64_t expert, F&& f) {
     case kBf16: return f(Bf16Rows(w, expert));
     case kInt4: return f(Int4Rows(w, expert));
     case kMxfp4: return f(Mxfp4Rows(w, expert));
+    case kInt8: return f(Int8Rows(w, expert));
     default: return f(Fp8Rows(w, expert));
   }
 }

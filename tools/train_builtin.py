@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 # Before torch loads OpenMP: on a shared machine, threads that lost their core must sleep, not spin (80 x measured).
@@ -29,7 +30,9 @@ def main() -> None:
     actions.add_parser("export", help="write the checkpoint from the training state")
     train = actions.add_parser("train", help="train, or go on training")
     train.add_argument("--minutes", type=float, default=60)
-    train.add_argument("--resume", action="store_true")
+    begin = train.add_mutually_exclusive_group()
+    begin.add_argument("--resume", action="store_true", help="go on from the training state")
+    begin.add_argument("--from-checkpoint", action="store_true", help="start from the exported weights, no warm steps")
     for name, kind in (("steps", int), ("seed", int), ("muon_lr", float), ("adam_lr", float), ("decay", float)):
         train.add_argument(f"--{name.replace('_', '-')}", type=kind, default=getattr(Plan, name))
     evaluate = actions.add_parser("eval", help="held-out scores of the exported checkpoint")
@@ -64,7 +67,11 @@ def _start(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     plan = Plan(steps=args.steps, seed=args.seed, muon_lr=args.muon_lr, adam_lr=args.adam_lr, decay=args.decay)
+    if args.from_checkpoint:
+        plan = replace(plan, warm_steps=0)
     trainer = Trainer(plan, vocabulary.load(args.model / "tiktoken.model").encode_ordinary)
+    if args.from_checkpoint:
+        export.read(trainer.net, args.model)
     if args.resume:
         trainer.load(args.state / "state.pt")
     print(plan, f"from step {trainer.step}", flush=True)

@@ -2,11 +2,14 @@
 
 tests/golden/README.md: transformers itself differs by 0.05 to 0.11 on average in bf16 and flips an expert now and
 then, so whole tensors are compared: the kernels may not be further away than plain torch in bf16 by more than noise.
+Models of 4-bit weights may be a little further: their kernels round activations to int8 per 32 values, 0.5 % of a row's
+length at each product, where bf16 rounds 0.2 %.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +26,9 @@ def reference(request: pytest.FixtureRequest, golden: Path) -> Golden:
     return Golden.load(golden / request.param)
 
 
-def logits(reference: Golden, kernels: str) -> torch.Tensor:
+def logits(reference: Golden, kernels: str, **settings: Any) -> torch.Tensor:
     """All prompts' rows, one below the other."""
-    with LLM(str(reference.path), dtype="bfloat16", kernels=kernels, max_context=512, max_running=1) as llm:
+    with LLM(str(reference.path), dtype="bfloat16", kernels=kernels, max_context=512, max_running=1, **settings) as llm:
         return torch.cat([llm.logits(reference.prompt(length)) for length in reference.lengths])
 
 
@@ -34,12 +37,24 @@ def median_error(ours: torch.Tensor, expected: torch.Tensor) -> float:
     return float(((ours - expected).norm(dim=-1) / expected.norm(dim=-1)).median())
 
 
-def test_prefill_logits_are_within_3_percent_of_fp32(reference: Golden) -> None:
+def test_prefill_logits_are_within_3_or_4_percent_of_fp32(reference: Golden) -> None:
     expected = torch.cat([reference.get(length, "logits") for length in reference.lengths])
     ours, plain = (median_error(logits(reference, kernels), expected) for kernels in ("auto", "reference"))
     print(f"{reference.path.name}: kernels {ours:.4f}, torch {plain:.4f}")
-    assert ours < 0.03
-    assert ours < 1.2 * plain
+    packed = reference.path.name in ("kimi_linear_w4a16", "kimi_k25_mxfp4")
+    assert ours < (0.04 if packed else 0.03)
+    assert ours < (1.8 if packed else 1.2) * plain
+
+
+def test_8_bit_weights_stay_within_8_percent_of_fp32(reference: Golden) -> None:
+    """Rounded to int8 per 32 inputs, 0.5 % of a matrix's length, and so are the activations they meet.
+
+    These models have random weights and pass rounding on eightfold: in fp32 activations it would be 4 %.
+    """
+    expected = torch.cat([reference.get(length, "logits") for length in reference.lengths])
+    error = median_error(logits(reference, "auto", weight_bits="8"), expected)
+    print(f"{reference.path.name}: weights in 8 bits {error:.4f}")
+    assert error < 0.08
 
 
 def test_decode_follows_the_fp32_continuation_row_by_row(reference: Golden) -> None:

@@ -38,6 +38,7 @@ def test_a_setting_like_no_other_lists_all() -> None:
         ("dtype", "float64"), ("dtype", "fp32"), ("device", "cuda"), ("max_context", 0), ("max_context", "8192"),
         ("max_running", 0), ("max_running", 1.5), ("max_running", True), ("cache_bytes", -1), ("prefill_chunk", 0),
         ("prefill_chunk", 100), ("prefill_chunk", "512"), ("prefill_chunk", 64.0), ("max_waiting", 0), ("threads", 0),
+        ("weight_bits", "4"), ("weight_bits", 8),
     ],
 )  # fmt: skip
 def test_a_setting_out_of_range_is_named(name: str, value: Any) -> None:
@@ -52,6 +53,13 @@ def test_defaults_are_the_checkpoints_dtype_and_a_bounded_context(spec: ModelSpe
     because = " | ".join(plan.because)
     assert "the checkpoint's own" in because
     assert f"context {plan.max_context}: " in because
+
+
+def test_weights_in_8_bits_are_said(spec: ModelSpec) -> None:
+    assert plan_engine(EngineConfig("m"), spec).weight_bits == 16
+    plan = plan_engine(EngineConfig("m", weight_bits="8"), spec)
+    assert plan.weight_bits == 8
+    assert any(reason.startswith("weights int8: as set") for reason in plan.because)
 
 
 def test_what_is_set_says_so(spec: ModelSpec) -> None:

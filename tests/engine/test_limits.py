@@ -56,7 +56,7 @@ def test_a_small_pool_is_a_small_context() -> None:
 
 
 BAD_FIELDS: list[tuple[str, Any]] = [
-    ("n", 0), ("n", 129), ("n", 1.5), ("n", None), ("max_tokens", 0), ("max_tokens", -1), ("max_tokens", "5"),
+    ("n", 0), ("n", 129), ("n", 1.5), ("n", None), ("max_tokens", -1), ("max_tokens", "5"),
     ("min_tokens", -1), ("min_tokens", 0.5), ("temperature", -0.1), ("temperature", 101), ("temperature", float("nan")),
     ("temperature", "hot"), ("top_p", 0), ("top_p", 1.01), ("top_p", float("nan")), ("top_p", "x"), ("top_k", -2),
     ("top_k", 1.5), ("min_p", -0.1), ("min_p", 1.1), ("repetition_penalty", 0), ("repetition_penalty", 11),

@@ -27,13 +27,13 @@ from perilune.engine.messages import (
     Tokens,
     WireError,
 )
-from perilune.engine.request import Grammar, SamplingParams, TokenLogprobs
+from perilune.engine.request import Grammar, PromptLogprobs, SamplingParams, TokenLogprobs
 
 ERRORS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.PeriluneError)]
 
 FIELDS = {
     "n": st.integers(1, 128),
-    "max_tokens": st.none() | st.integers(1, 10**6),
+    "max_tokens": st.none() | st.integers(0, 10**6),
     "min_tokens": st.integers(0, 100),
     "temperature": st.floats(0, 100),
     "top_p": st.floats(1e-6, 1),
@@ -49,6 +49,7 @@ FIELDS = {
     "include_stop_str_in_output": st.booleans(),
     "skip_special_tokens": st.booleans(),
     "logprobs": st.none() | st.integers(0, 20),
+    "prompt_logprobs": st.none() | st.integers(0, 20),
     "logit_bias": st.dictionaries(st.integers(0, 10**6), st.floats(-100, 100)),
     "grammar": st.none()
     | st.builds(Grammar, st.sampled_from(["json_schema", "regex", "ebnf", "json_object"]), st.text()),
@@ -85,6 +86,9 @@ def test_other_messages_to_the_engine(message: Any) -> None:
         Ready(("one", "two")),
         Tokens((TokenEvent("a", TokenLogprobs(3, -0.25, ((3, -0.25), (4, -1.5))), "stop", 3, True, 64),)),
         Tokens((TokenEvent("a", finish_reason="error", error=WireError("RequestError", "w", param="n")),)),
+        Tokens(
+            (TokenEvent("a", finish_reason="length", prompt_logprobs=(None, PromptLogprobs(5, -2.5, ((1, -0.5),), 3))),)
+        ),
         Stats({"pages": 3, "seconds": 0.5, "dtype": "float32"}),
         Fatal(WireError("CheckpointError", "what", "why", "fix")),
     ],

@@ -22,10 +22,12 @@ def gigabytes(config: dict[str, Any], dtype: str = "bfloat16") -> float:
     return estimated_weight_bytes(config, read_spec(config), dtype) / 1e9
 
 
+@pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_the_config_of_a_golden_model_predicts_what_its_files_need(golden: Path, dtype: str) -> None:
+def test_the_config_of_a_golden_model_predicts_what_its_files_need(golden: Path, dtype: str, bits: int) -> None:
     files = read_config(golden / "config.json")
-    assert estimated_weight_bytes(files.config, files.spec, dtype) == Checkpoint.open(golden).weight_bytes(dtype)
+    predicted = estimated_weight_bytes(files.config, files.spec, dtype, bits)
+    assert predicted == Checkpoint.open(golden).weight_bytes(dtype, bits)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,16 @@ from perilune.errors import CheckpointError, UnsupportedError
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.families import family_of, read_spec
 from perilune.models.loader import load_weights
-from perilune.ops.linear.formats import DenseWeight, Fp8BlockWeight, Int4Weight, Mxfp4Weight, pack_int4, unpack_int4
+from perilune.ops.linear.formats import (
+    DenseWeight,
+    Fp8BlockWeight,
+    Int4Weight,
+    Int8Weight,
+    Mxfp4Weight,
+    pack_int4,
+    unpack_int4,
+)
+from perilune.ops.linear.formats import quantise_int8 as round_to_int8
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -57,6 +66,29 @@ def test_the_tensors_that_decide_routing_and_decay_keep_their_precision(golden_r
             assert tensor.dtype == torch.bfloat16, name
         elif isinstance(tensor, Tensor):
             assert tensor.dtype == dtype, name
+
+
+@pytest.mark.parametrize("name", ["kimi_linear", "kimi_linear_w4a16", "glm4_moe_lite"])
+def test_in_8_bits_dense_matrices_are_rounded_and_nothing_else(golden_root: Path, name: str) -> None:
+    checkpoint = Checkpoint.open(golden_root / name)
+    dense, rounded = (load_weights(checkpoint, torch.bfloat16, weight_bits=bits) for bits in (16, 8))
+    held = 0
+    for key, weight in rounded.items():
+        plain = dense[key]
+        held += weight.nbytes
+        if isinstance(weight, Int8Weight):
+            assert isinstance(plain, DenseWeight)
+            assert ".experts." not in key
+            assert not key.endswith("kv_b")
+            expected = round_to_int8(plain.data, 32)
+            assert torch.equal(weight.data, expected.data)
+            assert torch.equal(weight.scale, expected.scale)
+            error = (weight.dequantise(torch.float32) - plain.data).norm() / plain.data.norm()
+            assert error < 0.01
+        else:
+            assert type(weight) is type(plain)
+    assert any(isinstance(weight, Int8Weight) for weight in rounded.values())
+    assert held == checkpoint.weight_bytes("bfloat16", 8) < checkpoint.weight_bytes("bfloat16")
 
 
 def test_a_float32_router_is_not_rounded(golden_root: Path, tmp_path: Path) -> None:

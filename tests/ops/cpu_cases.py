@@ -13,6 +13,7 @@ from perilune.ops.linear.formats import (
     Mxfp4Weight,
     Weight,
     pack_int4,
+    quantise_int8,
 )
 from perilune.ops.native import Native
 
@@ -35,7 +36,7 @@ def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
-FORMATS = ("bf16", "int4-32", "int4-128", "int4-32-zero", "mxfp4", "fp8")
+FORMATS = ("bf16", "int4-32", "int4-128", "int4-32-zero", "mxfp4", "fp8", "int8-32", "int8-128")
 
 
 def weight(name: str, *shape: int, seed: int) -> Weight:
@@ -52,6 +53,8 @@ def weight(name: str, *shape: int, seed: int) -> Weight:
         blocks = (*lead[:-1], -(-lead[-1] // 128), -(-k // 128))
         return Fp8BlockWeight(data, torch.rand(*blocks, generator=g) + 0.1)
     group = 128 if "128" in name else 32
+    if name.startswith("int8"):
+        return quantise_int8(torch.randn(*shape, generator=g), group)
     groups = (*lead, -(-k // group))
     q = torch.randint(-8, 8, shape, dtype=torch.int8, generator=g)
     zero = torch.randint(-8, 8, groups, dtype=torch.int8, generator=g) if "zero" in name else None

@@ -259,6 +259,26 @@ def test_mla_prefill_in_pieces_gives_the_same_bits(native: Native) -> None:
 
 
 @each_variant
+def test_latent_attention_is_the_same_on_any_number_of_threads(native: Native) -> None:
+    """More threads than heads, too: then a head's queries are shared out."""
+    heads, nope, rope, v_dim, rank = 2, 32, 16, 32, 64
+    pages, tables = pages_for([1, 700, 300], rank + rope)
+    kv_b, q = weight("bf16", heads * (nope + v_dim), rank, seed=3), random(236, heads, nope + rope, seed=4)
+    shape: mla.Shape = {"nope": nope, "v_dim": v_dim, "rank": rank, "scale": 0.02}
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            decoded = mla_cpu.decode_rows(native, q[:3], pages, tables, [1, 700, 300], kv_b, **shape)
+            results.append((decoded, mla_cpu.prefill(native, q, pages, tables[1], 448, kv_b, **shape)))
+    finally:
+        torch.set_num_threads(before)
+    for decoded, prefilled in results[1:]:
+        assert torch.equal(decoded, results[0][0])
+        assert torch.equal(prefilled, results[0][1])
+
+
+@each_variant
 def test_latent_attention_refuses_pages_there_are_not(native: Native) -> None:
     pages, kv_b = torch.zeros(4, 64, 48).bfloat16(), weight("bf16", 2 * 64, 32, seed=1)
     shape: mla.Shape = {"nope": 32, "v_dim": 32, "rank": 32, "scale": 0.1}
@@ -271,5 +291,7 @@ def test_latent_attention_refuses_pages_there_are_not(native: Native) -> None:
     ):
         with pytest.raises((IndexError, ValueError), match=error):
             mla_cpu.decode_rows(native, q, pages, [torch.tensor(table)], [length], kv_b, **shape)
+    with pytest.raises(ValueError, match="wrong arguments"):  # prefill starts on a page
+        mla_cpu.prefill(native, q, pages, torch.tensor([0, 1]), 63, kv_b, **shape)
     with pytest.raises(IndexError, match="page 9"):
         mla_cpu.prefill(native, q, pages, torch.tensor([0, 9]), 64, kv_b, **shape)

@@ -109,3 +109,34 @@ def test_uniform_is_the_same_on_every_host() -> None:
 @given(seed=st.integers(-(2**63), 2**64 - 1), stream=st.integers(0, 127), counter=st.integers(0, 2**40))
 def test_uniform_takes_every_seed_a_request_may_have(seed: int, stream: int, counter: int) -> None:
     assert 0 <= ops.uniform(seed, stream, counter) < 1
+
+
+@pytest.mark.parametrize("vocab", [511, 512, 513, 3000])
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_nucleus_of_a_large_vocabulary_is_that_of_a_full_sort(vocab: int, flat: bool) -> None:
+    """Flat: quantised logits, so that many tie, at the edge too, and a nucleus of most of the vocabulary."""
+    logits = torch.randn(vocab, generator=torch.Generator().manual_seed(vocab))
+    logits = (logits.round() if flat else logits * 4).clone()
+    logits[::7] = -INF
+    for top_p in (0.01, 0.5, 0.9, 0.999):
+        order = logits.sort(descending=True, stable=True)
+        before = order.values.softmax(-1).double().cumsum(-1).roll(1)
+        before[0] = 0
+        expected = set(order.indices[before < top_p].tolist())
+        kept = set(ops.truncate(logits, top_k=0, top_p=top_p, min_p=0.0).isfinite().nonzero().flatten().tolist())
+        assert len(kept ^ expected) <= 1  # sums in fp32 may take or leave the token at the edge
+
+
+@pytest.mark.parametrize("vocab", [511, 512, 513, 3000])
+def test_a_draw_from_a_large_vocabulary_is_that_of_one_running_sum(vocab: int) -> None:
+    logits = torch.randn(vocab, generator=torch.Generator().manual_seed(vocab)) * 4
+    logits[::5] = -INF
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    for counter in range(50):
+        u = ops.uniform(1, 0, counter)
+        at = ops.draw(logits, u)
+        before = float(cumulative[at - 1]) if at else 0.0
+        assert before - 1e-6 <= u <= float(cumulative[at]) + 1e-6
+        assert logits[at].isfinite()
+    last = int(logits.isfinite().nonzero()[-1])
+    assert ops.draw(logits, 1 - 2**-53) <= last

@@ -48,6 +48,22 @@ def test_greedy_ids_and_logprobs_are_the_references(served: tuple[httpx.Client, 
             assert value == pytest.approx(float(expected[row, int(name.removeprefix("token_id:"))]), abs=TOLERANCE)
 
 
+def test_log_probabilities_of_the_prompt_are_the_references(
+    served: tuple[httpx.Client, dict[str, torch.Tensor]],
+) -> None:
+    client, reference = served
+    lengths = sorted(int(name.split("_")[1].split(".")[0]) for name in reference if name.endswith(".logits"))
+    prompts = [reference[f"prompt_{length}.input_ids"].tolist() for length in lengths]
+    asked = {"model": MODEL, "prompt": prompts, "max_tokens": 0, "prompt_logprobs": 1}
+    choices = client.post("/v1/completions", json=asked).raise_for_status().json()["choices"]
+    for length, ids, choice in zip(lengths, prompts, choices, strict=True):
+        expected = reference[f"prompt_{length}.logits"].log_softmax(-1)
+        assert len(choice["prompt_logprobs"]) == length
+        for row, entry in enumerate(choice["prompt_logprobs"][1:]):
+            for token in (ids[row + 1], *map(int, entry)):
+                assert entry[str(token)]["logprob"] == pytest.approx(float(expected[row, token]), abs=TOLERANCE)
+
+
 def test_a_checkpoint_without_a_tokenizer_says_so_where_text_is_needed(served: tuple[httpx.Client, object]) -> None:
     client, _ = served
     for path, body in (

@@ -261,6 +261,46 @@ def test_a_responses_stream_sends_typed_events_that_build_the_answer(openai: Ope
     assert text == whole.output_text == events[-1].response.output_text
 
 
+def test_a_responses_text_has_the_log_probabilities_of_its_tokens(openai: OpenAI) -> None:
+    asked = {"model": MODEL, "input": "What is a page?", "max_output_tokens": 8, "temperature": 0, "top_logprobs": 2}
+    asked |= {"include": ["message.output_text.logprobs"]}
+    whole = openai.responses.create(**asked)
+    [message] = whole.output
+    [part] = message.content
+    assert whole.top_logprobs == 2
+    assert bytes(byte for entry in part.logprobs for byte in entry.bytes).decode() == part.text
+    for entry in part.logprobs:
+        assert len(entry.top_logprobs) == 2
+        assert entry.logprob == entry.top_logprobs[0].logprob <= 0
+    events = list(openai.responses.create(**asked, stream=True))
+    deltas = [entry for event in events if event.type == "response.output_text.delta" for entry in event.logprobs]
+    assert [entry.token for entry in deltas] == [entry.token for entry in part.logprobs]
+    done = {event.type: event for event in events}
+    assert done["response.output_text.done"].logprobs[0].logprob == part.logprobs[0].logprob
+    assert done["response.content_part.added"].part.logprobs == []
+    assert events[-1].response.output[0].content[0].logprobs == part.logprobs
+    assert openai.responses.create(**{**asked, "include": [], "top_logprobs": 0}).output[0].content[0].logprobs == []
+
+
+def test_responses_top_logprobs_without_asking_for_logprobs_is_refused(openai: OpenAI) -> None:
+    with pytest.raises(sdk.BadRequestError, match=r"message\.output_text\.logprobs") as caught:
+        openai.responses.create(model=MODEL, input="Hello", top_logprobs=2)
+    assert caught.value.param == "top_logprobs"
+
+
+def test_a_final_message_that_is_continued_goes_on_where_it_was_cut(openai: OpenAI) -> None:
+    asked = {"model": MODEL, "temperature": 0, "max_tokens": 8}
+    extra = {"continue_final_message": True, "add_generation_prompt": False}
+    begun = [*ASK, {"role": "assistant", "content": "A page is"}]
+    chat = openai.chat.completions.create(messages=begun, **asked, extra_body=extra | {"return_token_ids": True})
+    ids = chat.prompt_token_ids
+    assert openai.post("/../tokenize", body={"messages": begun, **extra}, cast_to=object)["tokens"] == ids
+    text = openai.post("/../detokenize", body={"tokens": ids}, cast_to=object)["prompt"]
+    assert text.endswith("A page is")
+    plain = openai.completions.create(prompt=ids, **asked)
+    assert chat.choices[0].message.content == plain.choices[0].text
+
+
 def test_the_clients_own_response_stream_helper_accepts_the_events(openai: OpenAI) -> None:
     form = {"format": {"type": "json_schema", "name": "colour", "schema": COLOUR}}
     with openai.responses.stream(model=MODEL, input="Hello", text=form, max_output_tokens=100) as stream:
@@ -316,7 +356,12 @@ def test_previous_response_id_is_refused_with_the_way_out(openai: OpenAI) -> Non
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}},
          "response_format", "nonsense"),
         ({"guided_regex": "("}, "response_format", "parenthesis"),
-        ({"continue_final_message": True}, "continue_final_message", "not supported"),
+        ({"continue_final_message": True}, "continue_final_message", "role is 'user'"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message", "exclude"),
+        ({"messages": [*ASK, {"role": "assistant", "content": " "}], "continue_final_message": True},
+         "continue_final_message", "no content"),
+        ({"messages": [*ASK, {"role": "assistant", "content": "A"}], "continue_final_message": True,
+          "tools": [tool("paint", COLOUR)], "tool_choice": "required"}, "tool_choice", "is to be continued"),
     ],
     ids=lambda value: value if isinstance(value, str) and "." not in value else None,
 )  # fmt: skip

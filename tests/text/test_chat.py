@@ -316,3 +316,57 @@ def test_a_broken_template_file_is_named(tmp_path: Path, kimi: Tokenizer, name: 
     with pytest.raises(CheckpointError) as caught:
         ChatTemplate.load(tmp_path, kimi)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["The answer is", "The answer is ", " x", "q", "<|im_end|>", "é\n"])
+def test_a_continued_message_ends_the_prompt_with_its_own_text(
+    kimi_chat: ChatTemplate, kimi: Tokenizer, content: str
+) -> None:
+    messages = [user("hi"), {"role": "assistant", "content": content}]
+    prompt = kimi_chat.render(messages, continue_final_message=True)
+    opened = kimi_chat.render(messages[:1])
+    assert prompt.text == opened.text + content
+    assert prompt.ids == opened.ids + kimi.encode(content)
+    assert not prompt.starts_in_reasoning
+    assert "endq" not in kimi_chat.render(messages, add_generation_prompt=False).text
+
+
+@pytest.mark.parametrize(("content", "kept"), [("so  ", "so"), ("so", "so"), ("<think>hm</think>so", "so")])
+def test_a_continued_message_is_trimmed_where_the_template_trims(
+    glm_chat: ChatTemplate, content: str, kept: str
+) -> None:
+    messages = [user("hi"), {"role": "assistant", "content": content}]
+    thought = "<think>hm</think>" if "hm" in content else "</think>"
+    prompt = glm_chat.render(messages, continue_final_message=True)
+    assert prompt.text == f"[gMASK]<sop><|user|>hi<|assistant|>{thought}{kept}"
+
+
+def test_a_continued_message_said_before_is_cut_at_its_last_place(kimi_chat: ChatTemplate) -> None:
+    messages = [{"role": "assistant", "content": "A"}, user("A"), {"role": "assistant", "content": "A"}]
+    assert kimi_chat.render(messages, continue_final_message=True).text.endswith(
+        "<|im_assistant|>assistant<|im_middle|>A"
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "why"),
+    [
+        (user("hi"), "role is 'user'"),
+        ({"role": "assistant", "content": "\n"}, "no content"),
+        ({"role": "assistant", "reasoning_content": "hm"}, "no content"),
+        (
+            {"role": "assistant", "content": "x", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+            "tool_calls",
+        ),
+    ],
+)
+def test_a_message_with_no_end_to_go_on_from_is_refused(kimi_chat: ChatTemplate, message: dict, why: str) -> None:
+    with pytest.raises(RequestError, match=why) as caught:
+        kimi_chat.render([user("hi"), message], continue_final_message=True)
+    assert caught.value.param == "continue_final_message"
+
+
+def test_a_template_that_leaves_the_message_out_is_refused_with_a_reason(kimi: Tokenizer) -> None:
+    chat = ChatTemplate({"default": "{{ messages[0].content }}"}, kimi)
+    with pytest.raises(RequestError, match="leaves its text out"):
+        chat.render([user("hi"), {"role": "assistant", "content": "x"}], continue_final_message=True)

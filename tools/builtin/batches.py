@@ -19,18 +19,21 @@ WARM_STEPS = 400
 
 _LENGTHS = (128, 256, TRAINED_LENGTH, 128, 256, 256)
 _RETRIEVAL_SHARE = {128: 0.1, 256: 0.2, 512: 0.45}
+_SUMS = 0.45
+"""Share of sums among the turns of a chat row; the others are questions."""
+
 _SYSTEM = ("You are a helpful assistant.", "Answer in short.", "You are perilune.")
 
 
 class Batches:
-    def __init__(self, seed: int, encode: Encode) -> None:
-        self.seed, self.encode = seed, encode
+    def __init__(self, seed: int, encode: Encode, warm_steps: int = WARM_STEPS) -> None:
+        self.seed, self.encode, self.warm_steps = seed, encode, warm_steps
         self.topics = questions.topics()
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """Token ids [B, T + 1] and, for the last T of them, whether they are to be predicted [B, T]."""
         rng = Random(f"{self.seed}/{step}")
-        warm = step < WARM_STEPS
+        warm = step < self.warm_steps
         length = _LENGTHS[step % (2 if warm else len(_LENGTHS))]
         count = TOKENS // length
         about = round(count * (0.5 if warm else _RETRIEVAL_SHARE[length]))
@@ -50,7 +53,7 @@ class Batches:
         turns: list[Turn] = []
         # Turns until the row is full; 40 tokens is less than almost every turn.
         for _ in range(length // 40 + 1):
-            turns.append(arithmetic.turn(rng) if rng.random() < 0.55 else questions.turn(rng, self.topics))
+            turns.append(arithmetic.turn(rng) if rng.random() < _SUMS else questions.turn(rng, self.topics))
         return self._fit(conversation(turns, self.encode, system), length)
 
     def _fit(self, row: Row, length: int) -> Row:

@@ -1,4 +1,4 @@
-"""Questions and answers on perilune and its subject: questions.txt, generic phrasings, and small blemishes."""
+"""Questions and answers on perilune and its subject: questions.txt and generic phrasings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from builtin.blemish import blemished
 from builtin.chat import Turn
 
 SOURCE = Path(__file__).with_name("questions.txt")
@@ -34,19 +35,21 @@ _GENERIC_HELD_OUT = (
     "Help me understand {}.",
     "Do you know what {} is?",
 )
-_OPENINGS = ("Please tell me: ", "Quick question: ", "Hi! ", "Hello, ", "I wonder: ", "Please answer: ", "So, ")
-_CLOSINGS = (" Thanks!", " Please be brief.", " Thank you.", " Answer in short.")
-_SMALL = frozenset(("the", "a", "an", "of", "is", "does", "do", "in", "to", "for", "are", "has", "have"))
 
 
 @dataclass(frozen=True)
 class Topic:
-    """One answer, the phrasings trained on and the phrasings held out."""
+    """One answer, the phrasings trained on, and those held out: written by hand, or from generic forms."""
 
     name: str
     answer: str
     asked: tuple[str, ...]
-    held_out: tuple[str, ...]
+    by_hand: tuple[str, ...]
+    generic: tuple[str, ...]
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        return self.by_hand + self.generic
 
 
 def topics() -> list[Topic]:
@@ -69,9 +72,10 @@ def _topic(block: str) -> Topic:
     subjects = [s.strip() for line in entries["S"] for s in line.split("|")]
     generic = [_capital(form.format(s)) for s in subjects for form in _GENERIC]
     generic_held_out = [_capital(form.format(s)) for s in subjects for form in _GENERIC_HELD_OUT]
-    held_out = dict.fromkeys(entries["H"] + generic_held_out)
-    asked = tuple(q for q in dict.fromkeys(entries["Q"] + generic) if q not in held_out)
-    return Topic(name, entries["A"][0], asked, tuple(held_out))
+    by_hand = tuple(entries["H"])
+    generic_held_out = [q for q in dict.fromkeys(generic_held_out) if q not in by_hand]
+    asked = [q for q in dict.fromkeys(entries["Q"] + generic) if q not in (*by_hand, *generic_held_out)]
+    return Topic(name, entries["A"][0], tuple(asked), by_hand, tuple(generic_held_out))
 
 
 def _capital(text: str) -> str:
@@ -83,23 +87,4 @@ def _capital(text: str) -> str:
 def turn(rng: Random, found: list[Topic]) -> Turn:
     """A random topic in a random training phrasing, sometimes with small blemishes."""
     topic = rng.choice(found)
-    return Turn(_blemish(rng, rng.choice(topic.asked)), topic.answer, topic.name)
-
-
-def _blemish(rng: Random, text: str) -> str:
-    """As people type: an opening, no capitals, no question mark, a small word dropped."""
-    if rng.random() < 0.15:
-        words = text.split()
-        small = [i for i, word in enumerate(words) if word.lower() in _SMALL]
-        if small and len(words) > 3:
-            del words[rng.choice(small)]
-            text = " ".join(words)
-    if rng.random() < 0.12:
-        text = rng.choice(_OPENINGS) + text
-    elif rng.random() < 0.08:
-        text += rng.choice(_CLOSINGS)
-    if rng.random() < 0.12:
-        text = text.lower()
-    if rng.random() < 0.12:
-        text = text.rstrip("?.!")
-    return text
+    return Turn(blemished(rng, rng.choice(topic.asked)), topic.answer, topic.name)

@@ -76,9 +76,13 @@ def answer_all(net: Network, encoding: Encoding, turns: list[Turn], limit: int, 
     return said
 
 
-def question_turns() -> list[Turn]:
-    """Every held-out phrasing once."""
-    return [Turn(text, topic.answer, topic.name) for topic in questions.topics() for text in topic.held_out]
+def question_turns(*, by_hand: bool) -> list[Turn]:
+    """Every held-out phrasing once: those written by hand, or those of the generic forms."""
+    return [
+        Turn(text, topic.answer, topic.name)
+        for topic in questions.topics()
+        for text in (topic.by_hand if by_hand else topic.generic)
+    ]
 
 
 def arithmetic_turns(count: int, *, new_wording: bool) -> list[Turn]:
@@ -115,7 +119,8 @@ def skills(net: Network, encoding: Encoding, count: int) -> dict[str, Callable[[
     found: dict[str, Callable[[], list[Checked]]] = {
         "arithmetic": partial(check_result, net, encoding, known),
         "arithmetic, new wording": partial(check_result, net, encoding, new),
-        "questions": partial(check_whole, net, encoding, question_turns(), 80),
+        "questions, by hand": partial(check_whole, net, encoding, question_turns(by_hand=True), 80),
+        "questions, generic": partial(check_whole, net, encoding, question_turns(by_hand=False), 80),
     }
     for times in (1, 2, 4):
         turns = retrieval_turns(encoding.encode_ordinary, times, -(-count // 2))

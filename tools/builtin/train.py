@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from builtin import optimiser, shape
-from builtin.batches import TOKENS, Batches
+from builtin.batches import TOKENS, WARM_STEPS, Batches
 from builtin.chat import Encode
 from builtin.helper import Helper, half_gradient
 from builtin.network import Network
@@ -32,6 +32,7 @@ class Plan:
     warmup: int = 20
     decay: float = 0.4
     balance: float = 1e-3
+    warm_steps: int = WARM_STEPS
 
     def rate(self, step: int) -> float:
         """Share of the full learning rate at `step`."""
@@ -47,7 +48,7 @@ class Trainer:
         self.plan, self.step, self.seconds, self.busiest = plan, 0, 0.0, 1.0
         self.net = Network(shape.config())
         self.optimisers = optimiser.build(self.net, plan.muon_lr, plan.adam_lr)
-        self.batches = Batches(plan.seed, encode)
+        self.batches = Batches(plan.seed, encode, plan.warm_steps)
 
     def save(self, path: Path) -> None:
         """Written beside and renamed, so that a kill leaves the old file or the new one."""

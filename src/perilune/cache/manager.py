@@ -83,12 +83,18 @@ class CacheManager:
         self._tree = RadixTree(self._pages, self._rows, stateful=prefix is not None and prefix.stateful)
         self.counts = PrefixCounts()
 
-    def can_admit(self, tokens: int, prompt: tuple[int, ...] = (), salt: bytes = b"") -> bool:
-        """Whether a new request with room for `tokens` tokens, of which `prompt` are known, fits right now."""
-        return len(self._held) < self.plan.slots and self._fits(tokens, self._match(prompt, salt))
+    def can_admit(
+        self, tokens: int, prompt: tuple[int, ...] = (), *, most: int | None = None, salt: bytes = b""
+    ) -> bool:
+        """Whether a new request with room for `tokens` tokens, of which `prompt` are known, fits right now.
 
-    def _match(self, prompt: tuple[int, ...], salt: bytes) -> Match:
-        return self.known(prompt, salt) if self.prefix else Match()
+        `most`: how many of the prompt's tokens may be found in the tree, if the request needs the others computed.
+        """
+        return len(self._held) < self.plan.slots and self._fits(tokens, self._match(prompt, most, salt))
+
+    def _match(self, prompt: tuple[int, ...], most: int | None, salt: bytes) -> Match:
+        limit = reusable(len(prompt))
+        return self._tree.match(prompt, limit if most is None else min(limit, most), salt) if self.prefix else Match()
 
     def _fits(self, tokens: int, match: Match) -> bool:
         if not self._rows.free and self._tree.spare_snapshot() is None:
@@ -101,6 +107,8 @@ class CacheManager:
         request_id: str,
         tokens: int,
         prompt: tuple[int, ...] = (),
+        *,
+        most: int | None = None,
         salt: bytes = b"",
         marks: tuple[int, ...] = (),
     ) -> int:
@@ -109,17 +117,16 @@ class CacheManager:
         `marks`: after how many tokens of the prompt the client wants a state kept, rounded down to whole pages.
         The first `cached(request_id)` tokens of `prompt` are in its pages already, shared and never to be written, and
         their state is in the row `source(request_id)`, to be copied into the slot; without a source the slot still
-        holds its former owner's state and is to be cleared. Call only after `can_admit(tokens, prompt, salt)`.
+        holds its former owner's state and is to be cleared. Call only after `can_admit` with the same arguments.
         """
         if request_id in self._held:
             raise AssertionError(f"{request_id!r} is admitted already")
-        match = self._match(prompt, salt)
+        match = self._match(prompt, most, salt)
         if len(self._held) >= self.plan.slots or not self._fits(tokens, match):
             raise AssertionError(
                 f"{request_id!r} needs a slot and {pages_for(tokens)} pages; "
                 f"{self.plan.slots - len(self._held)} slots and {self._pages.free} pages are free"
             )
-        lost = self._tree.lost(prompt, reusable(len(prompt)), match, salt)
         held = _Held(-1, tokens, [node.page for node in match.reused], prompt, salt, marks, cached=match.tokens)
         self._pages.retain(held.pages, request_id)
         self._take_slot(request_id, held, match.node if self._tree.stateful else None)
@@ -129,9 +136,13 @@ class CacheManager:
         self._held[request_id] = held
         if self.prefix:
             self._tree.use(match)
-            self.counts.look_up(len(prompt), match, lost)
             held.branch = branch(match.kv_tokens, match.tokens)
-            held.explanation = explain(len(prompt), match, lost)
+            if most is None:
+                lost = self._tree.lost(prompt, reusable(len(prompt)), match, salt)
+                self.counts.look_up(len(prompt), match, lost)
+                held.explanation = explain(len(prompt), match, lost)
+            else:  # what was found says nothing about the cache
+                held.explanation = f"{match.tokens} of {len(prompt)} prompt tokens reused: the rest was not to be"
         return held.slot
 
     def _take_slot(self, request_id: str, held: _Held, node: Node | None) -> None:

@@ -10,7 +10,7 @@ import typer
 from perilune import __version__
 from perilune.errors import PeriluneError
 
-COMMANDS = ("plan", "serve", "generate", "chat", "demo", "smoke", "ops", "cache")
+COMMANDS = ("doctor", "plan", "serve", "generate", "chat", "demo", "smoke", "ops", "cache")
 
 
 def build(only: str | None = None) -> typer.Typer:

@@ -26,9 +26,14 @@ def generate(
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     max_context: Annotated[int | None, typer.Option(help="Tokens of prompt and answer together.")] = None,
     kernels: Annotated[str, typer.Option(help="auto, or reference for plain torch.")] = "auto",
+    weight_bits: Annotated[
+        str, typer.Option(help="8 rounds dense weights, but those of experts; auto is 16.")
+    ] = "auto",
 ) -> None:
     """Print one answer, and on stderr how fast it came."""
-    config = EngineConfig(model, dtype=dtype, max_context=max_context, max_running=1, kernels=kernels)
+    config = EngineConfig(
+        model, dtype=dtype, max_context=max_context, max_running=1, kernels=kernels, weight_bits=weight_bits
+    )
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     asyncio.run(_answer(config, params, sys.stdin.read() if prompt == "-" else prompt, chat))
 

@@ -44,8 +44,11 @@ def serve(
         str | None, typer.Option(help="Folder where beginnings of prompts outlive the process; private to the user.")
     ] = None,
     cache_disk_bytes: Annotated[str, typer.Option(help="Most bytes in --cache-dir, all models together.")] = "16GiB",
-    threads: Annotated[int | None, typer.Option(help="Compute threads; every core unless given.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Compute threads; one per physical core unless given.")] = None,
     kernels: Annotated[str, typer.Option(help="auto, or reference for plain torch.")] = "auto",
+    weight_bits: Annotated[
+        str, typer.Option(help="8 rounds dense weights to int8, but those of experts; auto is 16.")
+    ] = "auto",
     tool_call_parser: Annotated[str | None, typer.Option(help="kimi_k2, glm47, none; by default the model's.")] = None,
     reasoning_parser: Annotated[str | None, typer.Option(help="kimi_k2, glm45, none; by default the model's.")] = None,
     enable_auto_tool_choice: Annotated[bool, typer.Option(hidden=True)] = True,
@@ -71,6 +74,7 @@ def serve(
         snapshot_slots=snapshot_slots,
         kernels=kernels,
         cache_host_bytes=None if cache_host_bytes is None else parse_bytes(cache_host_bytes),
+        weight_bits=weight_bits,
         cache_dir=cache_dir,
         cache_disk_bytes=parse_bytes(cache_disk_bytes),
     )

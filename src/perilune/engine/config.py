@@ -10,6 +10,7 @@ from perilune.cache.budget import CachePlan, plan_cache
 from perilune.cache.geometry import PAGE_TOKENS, CacheGeometry
 from perilune.cache.prefix import PrefixSettings
 from perilune.errors import ConfigError, nearest
+from perilune.models.quantised import WEIGHT_BITS
 from perilune.models.spec import ModelSpec
 from perilune.units import GIB, format_bytes
 
@@ -28,8 +29,9 @@ class EngineConfig:
     `cache_host_bytes` how much host memory beside the arenas takes what makes way in them (None: none),
     `cache_dir` a folder where prefixes outlive the process, of `cache_disk_bytes` at most for all models together,
     `snapshot_interval` how many tokens of a long prefill lie between two of them. `max_waiting` caps the queue;
-    `threads=None` uses every core.
-    `kernels` is "auto", the fastest there is for each op, or "reference", plain torch for all.
+    `threads=None` uses one per physical core.
+    `kernels` is "auto", the fastest there is for each op, or "reference", plain torch for all. `weight_bits` "8" rounds
+    dense matrices to int8 while they are loaded, but those of experts; "auto" is "16", as the checkpoint has them.
     Raises ConfigError for a value out of range.
     """
 
@@ -47,6 +49,7 @@ class EngineConfig:
     snapshot_interval: int = 8192
     kernels: str = "auto"
     cache_host_bytes: int | None = None
+    weight_bits: str = "auto"
     cache_dir: str | None = None
     cache_disk_bytes: int = 16 * GIB
 
@@ -55,6 +58,10 @@ class EngineConfig:
             raise ConfigError(f"dtype {self.dtype!r} is not known.", nearest(self.dtype, DTYPES))
         if self.kernels not in KERNELS:
             raise ConfigError(f"kernels {self.kernels!r} is not known.", nearest(self.kernels, KERNELS))
+        if self.weight_bits not in WEIGHT_BITS:
+            raise ConfigError(
+                f"weight_bits {self.weight_bits!r} is not known.", "", f"Known: {', '.join(WEIGHT_BITS)}."
+            )
         if self.device not in DEVICES:
             raise ConfigError(
                 f"device {self.device!r} is not available.", "This build computes on the CPU.", 'Use device="cpu".'
@@ -111,6 +118,7 @@ class EnginePlan:
     cache: CachePlan
     because: tuple[str, ...]
     prefix: PrefixSettings | None = None
+    weight_bits: int = 16
 
 
 def plan_engine(config: EngineConfig, spec: ModelSpec) -> EnginePlan:
@@ -131,6 +139,9 @@ def plan_engine(config: EngineConfig, spec: ModelSpec) -> EnginePlan:
         )
     else:
         context, why = config.max_context, "as set"
+    bits = WEIGHT_BITS[config.weight_bits]
+    if bits == 8:
+        because.append("weights int8: as set; dense matrices but those of experts, one scale per 32 inputs")
     geometry = CacheGeometry.of(spec, dtype)
     snapshots = config.snapshot_slots if config.prefix_cache and geometry.states else None
     if not config.prefix_cache:
@@ -145,4 +156,4 @@ def plan_engine(config: EngineConfig, spec: ModelSpec) -> EnginePlan:
         because.append(f"prefixes in {config.cache_dir}, up to {format_bytes(config.cache_disk_bytes)}: as set")
     if prefix is None:
         because.append("no prefix cache: as set")
-    return EnginePlan(dtype, cache.max_context, cache, tuple(because), prefix)
+    return EnginePlan(dtype, cache.max_context, cache, tuple(because), prefix, bits)

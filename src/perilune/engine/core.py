@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +22,10 @@ from perilune.engine.request import FinishReason, TokenLogprobs
 from perilune.engine.runner import Runner
 from perilune.engine.sampler import Constraint, Sampler
 from perilune.engine.scheduler import Scheduler, Sequence, Step, Work
+from perilune.engine.scores import PromptScores
 from perilune.engine.tiers import open_tiers
 from perilune.errors import OverloadedError, RequestError
+from perilune.host.cores import compute_threads
 from perilune.models.checkpoint import Checkpoint
 from perilune.nn.batch import Piece
 from perilune.text.tokenizer import load_tokenizer
@@ -37,15 +41,32 @@ class _Active:
     request: Submit
     sampler: Sampler
     max_new: int
+    scores: PromptScores | None
     looked_up: bool = False
+
+
+class _Ending(NamedTuple):
+    """Why a sequence ends, the stop token that was asked for, whether the last token ends the turn and is no text."""
+
+    finish: FinishReason | None
+    stop_token: int | None = None
+    ends_turn: bool = False
+
+
+def _threads(wanted: int | None) -> tuple[int, str]:
+    """Tell torch, and with it the kernels, how many threads compute; (their number, why)."""
+    if wanted is None and os.environ.get("OMP_NUM_THREADS"):
+        return torch.get_num_threads(), "OMP_NUM_THREADS"
+    threads, why = compute_threads() if wanted is None else (wanted, "as set")
+    torch.set_num_threads(threads)
+    return threads, why
 
 
 class EngineCore:
     """Model, caches, queue. Not thread-safe: one caller steps it."""
 
     def __init__(self, config: EngineConfig, path: Path) -> None:
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+        threads, why = _threads(config.threads)
         checkpoint = Checkpoint.open(path)
         checkpoint.check()
         self.config, self.spec = config, checkpoint.spec
@@ -54,16 +75,15 @@ class EngineCore:
         self.tokenizer = load_tokenizer(path)
         self.stop_ids = frozenset(self.spec.stop_ids) | (self.tokenizer.stop_ids if self.tokenizer else frozenset())
         started = time.perf_counter()
-        self.runner = Runner(checkpoint, self.plan.dtype, self.plan.cache, config.kernels)
-        self.because = (*self.plan.because, self.runner.selection.because)
+        self.runner = Runner(checkpoint, self.plan.dtype, self.plan.cache, config.kernels, self.plan.weight_bits)
+        self.because = (*self.plan.because, f"threads {threads}: {why}", self.runner.selection.because)
         self.load_seconds = time.perf_counter() - started
         self.cache = CacheManager(
             self.plan.cache, self.plan.prefix
         )  # after the arenas: its lists are long if they are absurdly large
         self.scheduler = Scheduler(self.cache, config.prefill_chunk)
-        self._tiers = open_tiers(
-            config, checkpoint, self.plan.dtype, self.runner.selection.because, self.cache, self.runner.arenas
-        )
+        computed_by = f"{self.runner.selection.because}; {self.plan.weight_bits} bits"
+        self._tiers = open_tiers(config, checkpoint, self.plan.dtype, computed_by, self.cache, self.runner.arenas)
         self._active: dict[str, _Active] = {}
         self._grammars = GrammarQueue(self.tokenizer, self.spec.vocab, self.stop_ids)
         self._counts = {
@@ -106,7 +126,10 @@ class EngineCore:
             constraint=constraint,
         )
         sequence = Sequence(request.id, request.prompt, salt=request.salt, marks=request.marks)
-        self._active[request.id] = _Active(sequence, request, sampler, max_new)
+        best = request.params.prompt_logprobs
+        scores = None if best is None else PromptScores(request.prompt, best)
+        sequence.reusable = scores.reusable if scores else None
+        self._active[request.id] = _Active(sequence, request, sampler, max_new, scores)
         self.scheduler.add(sequence)
 
     def abort(self, request_id: str) -> None:
@@ -132,7 +155,7 @@ class EngineCore:
             return
         for sequence in islice(self.scheduler.waiting, self.plan.cache.slots - len(self.scheduler.running)):
             active = self._active[sequence.id]
-            if not active.looked_up:
+            if not active.looked_up and sequence.reusable is None:
                 active.looked_up = True
                 self._tiers.load(sequence.prompt, sequence.salt)
 
@@ -162,7 +185,8 @@ class EngineCore:
     def _run(self, step: Step) -> list[TokenEvent]:
         started = time.perf_counter()
         try:
-            logits = self.runner.run([self._piece(work) for work in step.work])
+            pieces = [self._piece(work) for work in step.work]
+            logits = self._read(step, pieces, self.runner.run(pieces))
         except Exception as error:
             log.exception("a step failed")
             return [self._fail(work.sequence, error) for work in step.work]
@@ -174,53 +198,75 @@ class EngineCore:
         sampling = [work.sequence for work in step.work if work.samples]
         return [self._advance(sequence, row) for sequence, row in zip(sampling, logits, strict=True)]
 
+    def _read(self, step: Step, pieces: list[Piece], rows: Tensor) -> Tensor:
+        """Logits [n, vocab] of those who sample; on the way, what others want to know of their prompts' rows."""
+        last, at = [], 0
+        for work, piece in zip(step.work, pieces, strict=True):
+            scores, start = self._active[work.sequence.id].scores, at
+            at += piece.logit_count
+            if scores is not None and piece.logits == "all":
+                scores.add(work.start, rows[start:at], self.runner.head)
+                work.sequence.reusable = scores.reusable
+            if work.samples:
+                last.append(at - 1)
+        return self.runner.head(rows[last])
+
     def _fail(self, sequence: Sequence, error: Exception) -> TokenEvent:
         self._active.pop(sequence.id, None)
         self.scheduler.remove(sequence, sound=False)
         return TokenEvent(sequence.id, finish_reason="error", error=WireError.of(error))
 
     def _piece(self, work: Work) -> Piece:
-        sequence = work.sequence
+        sequence, scores = work.sequence, self._active[work.sequence.id].scores
+        scored = work.mode == "prefill" and scores is not None and scores.reusable is not None
         return Piece(
             sequence.tokens(work.start, work.count),
             work.start,
             self.cache.slot(sequence.id),
             self.cache.pages(sequence.id),
             work.mode,
-            "last" if work.samples else "none",
+            "all" if scored else "last" if work.samples else "none",
             work.exports,
         )
 
     def _advance(self, sequence: Sequence, logits: Tensor) -> TokenEvent:
         """Sample the next token of one sequence from logits [V], and end it if it is done or cannot be sampled."""
         active = self._active[sequence.id]
-        try:
-            token = active.sampler.sample(logits)
-        except Exception as error:
-            log.exception("no token could be sampled")
-            return self._fail(sequence, error)
-        sequence.outputs.append(token.token_id)
-        self._counts["generation_tokens_total"] += 1
-        finish, stop_reason, ends_turn = self._ending(active, token)
-        if finish is not None:
+        token, ending = None, _Ending("length")
+        if active.max_new:
+            try:
+                token = active.sampler.sample(logits)
+            except Exception as error:
+                log.exception("no token could be sampled")
+                return self._fail(sequence, error)
+            sequence.outputs.append(token.token_id)
+            self._counts["generation_tokens_total"] += 1
+            ending = self._ending(active, token)
+        if ending.finish is not None:
             self._active.pop(sequence.id)
             self.scheduler.remove(sequence)
-        return TokenEvent(sequence.id, token, finish, stop_reason, ends_turn, sequence.cached)
+        prompt, active.scores = active.scores, None
+        return TokenEvent(
+            sequence.id,
+            token,
+            ending.finish,
+            ending.stop_token,
+            ending.ends_turn,
+            sequence.cached,
+            prompt_logprobs=tuple(prompt.entries) if prompt else None,
+        )
 
-    def _ending(self, active: _Active, token: TokenLogprobs) -> tuple[FinishReason | None, int | None, bool]:
-        """(finish reason, the stop token that was asked for, whether the token ends the turn and is no text)."""
+    def _ending(self, active: _Active, token: TokenLogprobs) -> _Ending:
         params, count = active.request.params, len(active.sequence.outputs)
         constraint = active.sampler.constraint
         if count > params.min_tokens:
             if token.token_id in params.stop_token_ids:
-                return "stop", token.token_id, True
+                return _Ending("stop", token.token_id, ends_turn=True)
             if not params.ignore_eos and token.token_id in self.stop_ids:
-                return "stop", None, True
+                return _Ending("stop", ends_turn=True)
         if constraint is not None and constraint.finished:
-            return "stop", None, token.token_id in self.stop_ids
-        if count >= active.max_new:
-            return "length", None, False
-        return None, None, False
+            return _Ending("stop", ends_turn=token.token_id in self.stop_ids)
+        return _Ending("length" if count >= active.max_new else None)
 
     def logits(self, tokens: tuple[int, ...]) -> Tensor:
         """fp32 [T, vocab] of a whole prompt in one pass. Needs a free slot and enough pages, so an idle engine."""
@@ -231,7 +277,7 @@ class EngineCore:
         slot = self.cache.admit(name, len(tokens))
         try:
             self.runner.clear(slot)
-            return self.runner.run([Piece(tokens, 0, slot, self.cache.pages(name), "prefill", "all")])
+            return self.runner.head(self.runner.run([Piece(tokens, 0, slot, self.cache.pages(name), "prefill", "all")]))
         finally:
             self.cache.free(name)
 

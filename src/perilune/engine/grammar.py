@@ -11,8 +11,10 @@ from perilune.engine.request import Grammar
 from perilune.errors import RequestError
 from perilune.text.tokenizer import Tokenizer
 
-MAX_BLANKS = 16
-"""White space in a row between JSON tokens: enough to indent, and a weak model cannot fill its answer with it."""
+# Between JSON tokens, as json.dumps writes them. Where any white space may stand, a weak model fills its answer with it
+# and is cut off before the closing brace.
+_ONE_LINE = (", ", ": ")
+_COMPACT = (",", ":")
 
 
 class GrammarCompiler:
@@ -29,13 +31,12 @@ class GrammarCompiler:
     def start(self, grammar: Grammar) -> GrammarConstraint:
         """A fresh position at the start of `grammar`. Raises RequestError if it does not compile."""
         try:
-            if grammar.kind == "json_schema" and grammar.compact:
-                compiled = self._compiler.compile_json_schema(grammar.text, any_whitespace=False, separators=(",", ":"))
-            elif grammar.kind == "json_schema":
-                compiled = self._compiler.compile_json_schema(grammar.text, max_whitespace_cnt=MAX_BLANKS)
+            if grammar.kind == "json_schema":
+                separators = _COMPACT if grammar.compact else _ONE_LINE
+                compiled = self._compiler.compile_json_schema(grammar.text, any_whitespace=False, separators=separators)
             elif grammar.kind == "json_object":
                 compiled = self._compiler.compile_json_schema(
-                    '{"type": "object"}', strict_mode=False, max_whitespace_cnt=MAX_BLANKS
+                    '{"type": "object"}', any_whitespace=False, separators=_ONE_LINE, strict_mode=False
                 )
             elif grammar.kind == "regex":
                 compiled = self._compiler.compile_regex(grammar.text)

@@ -15,7 +15,7 @@ from perilune.engine.config import EngineConfig
 from perilune.engine.core import EngineCore
 from perilune.engine.messages import Submit, TokenEvent
 from perilune.engine.output import AnswerStream
-from perilune.engine.request import Completion, SamplingParams, TokenLogprobs
+from perilune.engine.request import Completion, PromptLogprobs, SamplingParams, TokenLogprobs
 from perilune.errors import PeriluneError, RequestError
 from perilune.models.hub import resolve
 
@@ -157,6 +157,7 @@ class _Answer:
         self._text: list[str] = []
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
+        self._prompt: list[PromptLogprobs | None] | None = None
         self._last: TokenEvent | None = None
         self._ending: tuple[Any, int | str | None] = (None, None)
 
@@ -168,6 +169,8 @@ class _Answer:
         self._text.append(delta.text)
         self._ids.extend(delta.token_ids)
         self._logprobs.extend(delta.logprobs or ())
+        if delta.prompt_logprobs is not None:
+            self._prompt = list(delta.prompt_logprobs)
         if delta.finish_reason is None:
             return False
         self._last, self._ending = event, (delta.finish_reason, delta.stop_reason)
@@ -186,4 +189,5 @@ class _Answer:
             prompt_tokens=len(self._request.prompt),
             cached_tokens=self._last.cached_tokens,
             stop_reason=reason,
+            prompt_logprobs=self._prompt,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from perilune import errors
-from perilune.engine.request import FinishReason, SamplingParams, TokenLogprobs
+from perilune.engine.request import FinishReason, PromptLogprobs, SamplingParams, TokenLogprobs
 
 
 class WireError(msgspec.Struct, frozen=True):
@@ -61,7 +61,10 @@ class Shutdown(msgspec.Struct, tag=True, frozen=True):
 
 
 class TokenEvent(msgspec.Struct, frozen=True):
-    """One new token of sequence `id`, or its end by an error. `ends_turn`: the token is a stop token, not text."""
+    """One new token of sequence `id`, or its end without one. `ends_turn`: the token is a stop token, not text.
+
+    The first event of a sequence has the `prompt_logprobs` that were asked for.
+    """
 
     id: str
     token: TokenLogprobs | None = None
@@ -70,6 +73,7 @@ class TokenEvent(msgspec.Struct, frozen=True):
     ends_turn: bool = False
     cached_tokens: int = 0
     error: WireError | None = None
+    prompt_logprobs: tuple[PromptLogprobs | None, ...] | None = None
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):

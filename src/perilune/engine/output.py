@@ -44,4 +44,5 @@ class AnswerStream:
             cached_tokens=event.cached_tokens,
             finish_reason="stop" if stopped is not None else finish,
             stop_reason=stopped if stopped is not None else reason,
+            prompt_logprobs=event.prompt_logprobs,
         )

@@ -44,7 +44,9 @@ class SamplingParams(metaclass=_CheckedFields):
     """How to turn logits into tokens.
 
     `temperature=0` is greedy. `top_k` 0 or -1 means all. `seed=None` draws a fresh seed; with a seed, a request's
-    tokens do not depend on the batch it ran in. `logprobs=k` returns the k best per token beside the sampled one.
+    tokens do not depend on the batch it ran in. `logprobs=k` returns the k best per token beside the sampled one;
+    `prompt_logprobs=k` the same for the prompt, which is then computed whole, whatever of it is cached.
+    `max_tokens=0` computes the prompt alone.
     Raises RequestError, with `param` set, for a value out of range.
     """
 
@@ -65,6 +67,7 @@ class SamplingParams(metaclass=_CheckedFields):
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     logit_bias: dict[int, float] = field(default_factory=dict)
     grammar: Grammar | None = None
 
@@ -73,7 +76,7 @@ class SamplingParams(metaclass=_CheckedFields):
         object.__setattr__(self, "stop", (stop,) if isinstance(stop, str) else tuple(stop or ()))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
         object.__setattr__(self, "logit_bias", {int(k): float(v) for k, v in (self.logit_bias or {}).items()})
-        for name in ("n", "max_tokens", "min_tokens", "top_k", "seed", "logprobs"):
+        for name in ("n", "max_tokens", "min_tokens", "top_k", "seed", "logprobs", "prompt_logprobs"):
             _whole(name, getattr(self, name))
         limits: tuple[tuple[str, float, float], ...] = (
             ("n", 1, 128), ("min_tokens", 0, float("inf")), ("temperature", 0, 100), ("min_p", 0, 1),
@@ -85,10 +88,11 @@ class SamplingParams(metaclass=_CheckedFields):
             _within(name, getattr(self, name), 0, high)
             if getattr(self, name) == 0:
                 raise RequestError(f"{name} must be more than 0.", param=name)
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise RequestError(f"max_tokens must be at least 1, not {self.max_tokens}.", param="max_tokens")
-        if self.logprobs is not None:
-            _within("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.max_tokens is not None and self.max_tokens < 0:
+            raise RequestError(f"max_tokens must be at least 0, not {self.max_tokens}.", param="max_tokens")
+        for name in ("logprobs", "prompt_logprobs"):
+            if (best := getattr(self, name)) is not None:
+                _within(name, best, 0, MAX_LOGPROBS)
         if self.seed is not None:
             _within("seed", self.seed, -(2**63), 2**64 - 1)
         for bias in self.logit_bias.values():
@@ -117,8 +121,18 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True)
+class PromptLogprobs(TokenLogprobs):
+    """One token of a prompt. `rank` 1: nothing was likelier."""
+
+    rank: int = 1
+
+
+@dataclass(frozen=True)
 class TextDelta:
-    """What one sequence of a request gained: `text` is whole characters, with stop strings already cut off."""
+    """What one sequence of a request gained: `text` is whole characters, with stop strings already cut off.
+
+    `prompt_logprobs`, if asked for, come with the first delta: one entry per token of the prompt, None for the first.
+    """
 
     index: int
     text: str
@@ -129,11 +143,12 @@ class TextDelta:
     cached_tokens: int = 0
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    prompt_logprobs: tuple[PromptLogprobs | None, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One finished answer, as `LLM.generate` returns it."""
+    """One finished answer, as `LLM.generate` returns it. The first of `prompt_logprobs` is None: nothing is before."""
 
     text: str
     token_ids: list[int]
@@ -142,3 +157,4 @@ class Completion:
     prompt_tokens: int
     cached_tokens: int
     stop_reason: int | str | None = None
+    prompt_logprobs: list[PromptLogprobs | None] | None = None

@@ -22,12 +22,15 @@ from perilune.ops.select import Needs, choose
 class Runner:
     """Owns every tensor of the engine. The arenas come first: a cache that does not fit fails before a long load."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: str, plan: CachePlan, kernels: str = "auto") -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: str, plan: CachePlan, kernels: str = "auto", weight_bits: int = 16
+    ) -> None:
         self.arenas = CacheArenas(CacheGeometry.of(checkpoint.spec, dtype), plan)
-        loaded = load_weights(checkpoint, getattr(torch, dtype))
+        loaded = load_weights(checkpoint, getattr(torch, dtype), weight_bits=weight_bits)
         weights = ModelWeights.assemble(checkpoint.spec, loaded)
         self.selection = choose(_needs(checkpoint.spec, weights, dtype), kernels)
-        self._decoder = Decoder(checkpoint.spec, weights, self.selection.ops)
+        ops = self.selection.ops
+        self._decoder = Decoder(checkpoint.spec, weights.prepared(ops.prepare), ops)
 
     @property
     def allocated_bytes(self) -> int:
@@ -42,8 +45,12 @@ class Runner:
         self.arenas.copy(source, slot)
 
     def run(self, pieces: Sequence[Piece]) -> Tensor:
-        """One step; fp32 logits [n, vocab], the wanted rows of the pieces in order."""
+        """One step; the wanted rows of the pieces in order, [n, D], for `head`."""
         return self._decoder(Batch.build(pieces), self.arenas)
+
+    def head(self, rows: Tensor) -> Tensor:
+        """fp32 logits [n, vocab] of rows that `run` returned."""
+        return self._decoder.head(rows)
 
 
 def _needs(spec: ModelSpec, weights: ModelWeights, dtype: str) -> Needs:

@@ -30,8 +30,9 @@ REPLAY_TOKENS = 64
 class Sequence:
     """One sequence on its way. `computed` tokens of prompt + outputs are in the cache.
 
-    `cached`: how many of the prompt's were there already when it was first admitted. `salt` and `marks` are the
-    cache's: whose prefixes it shares, and where the client wants a state kept.
+    `cached`: how many of the prompt's were there already when it was first admitted. `reusable`: the most of them that
+    may come from the cache, if there is a limit. `salt` and `marks` are the cache's: whose prefixes it shares, and
+    where the client wants a state kept.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Sequence:
     cached: int = 0
     salt: bytes = b""
     marks: tuple[int, ...] = ()
+    reusable: int | None = None
 
     @property
     def known(self) -> int:
@@ -161,10 +163,11 @@ class Scheduler:
             # One token beyond what is known, so that a resumed request can take its next step; and a page of headroom
             # for each request already running, so that the newcomer is not preempted at once.
             head = self.waiting[0]
-            if not self.cache.can_admit(head.known + 1 + PAGE_TOKENS * len(self.running), head.prompt, head.salt):
+            tokens, room = head.known + 1, PAGE_TOKENS * len(self.running)
+            if not self.cache.can_admit(tokens + room, head.prompt, most=head.reusable, salt=head.salt):
                 break
             self.waiting.popleft()
-            self.cache.admit(head.id, head.known + 1, head.prompt, head.salt, head.marks)
+            self.cache.admit(head.id, tokens, head.prompt, most=head.reusable, salt=head.salt, marks=head.marks)
             head.computed = self.cache.cached(head.id)
             if not head.preemptions:
                 head.cached = head.computed

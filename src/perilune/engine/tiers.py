@@ -35,7 +35,8 @@ def identity(checkpoint: Checkpoint, dtype: str, kernels: str) -> bytes:
 def open_tiers(
     config: EngineConfig, checkpoint: Checkpoint, dtype: str, kernels: str, manager: CacheManager, arenas: CacheArenas
 ) -> Tiers | None:
-    """None unless `cache_dir` or `cache_host_bytes` is set. `kernels` says which backend serves which op.
+    """None unless `cache_dir` or `cache_host_bytes` is set. `kernels` says which backend serves which op, on weights of
+    how many bits.
 
     Raises ConfigError if the folder cannot be used.
     """

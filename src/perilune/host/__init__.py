@@ -1,4 +1,4 @@
-"""What this machine is and how it is set up: read-only probes.
+"""What this machine is and how it is set up: read-only probes, rules over them, fixes as text, profiles of devices.
 
 Never: changing the host, importing torch.
 """

@@ -45,9 +45,9 @@ class Checkpoint:
         """Every tensor the model needs."""
         return tuple(family_of(self.spec).tensors(self.spec))
 
-    def form_of(self, tensor: TensorSpec, dtype: str | None = None) -> Form:
-        """How `tensor` is stored. Raises as `find_form`."""
-        return find_form(tensor, self.stored, dtype or self.spec.dtype, self._int4_group)
+    def form_of(self, tensor: TensorSpec, dtype: str | None = None, weight_bits: int = 16) -> Form:
+        """How `tensor` is stored, or held in memory if `weight_bits` is 8. Raises as `find_form`."""
+        return find_form(tensor, self.stored, dtype or self.spec.dtype, self._int4_group, weight_bits)
 
     def format_of(self, tensor: TensorSpec) -> WeightFormat:
         """The format `tensor` is stored in."""
@@ -79,13 +79,13 @@ class Checkpoint:
                 "Use the config.json of these weights, or download the checkpoint again.",
             )
 
-    def held(self, dtype: str) -> list[Held]:
+    def held(self, dtype: str, weight_bits: int = 16) -> list[Held]:
         """What the loader will hold for a model run in `dtype`, experts stacked. Raises as `check`."""
-        return hold(self.form_of(tensor, dtype) for tensor in self.tensors)
+        return hold(self.form_of(tensor, dtype, weight_bits) for tensor in self.tensors)
 
-    def weight_bytes(self, dtype: str) -> int:
+    def weight_bytes(self, dtype: str, weight_bits: int = 16) -> int:
         """Bytes of all weights once loaded for a model run in `dtype` ("float32", "bfloat16", ...), exactly."""
-        return sum(held.nbytes for held in self.held(dtype))
+        return sum(held.nbytes for held in self.held(dtype, weight_bits))
 
     def _extra(self, owned: set[str]) -> list[str]:
         skips = family_of(self.spec).skips

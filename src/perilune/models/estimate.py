@@ -44,16 +44,16 @@ class Scheme:
         return not _named(module, self.ignore) and (not self.targets or _named(module, self.targets))
 
 
-def estimated_weight_bytes(config: Mapping[str, Any], spec: ModelSpec, dtype: str) -> int:
+def estimated_weight_bytes(config: Mapping[str, Any], spec: ModelSpec, dtype: str, weight_bits: int = 16) -> int:
     """Bytes of all weights once loaded for a model run in `dtype`, as `Checkpoint.weight_bytes` would count them.
 
     Raises UnsupportedError for a quantisation this build cannot read.
     """
     scheme = read_scheme(config)
     experts = [layer.ffn.experts if isinstance(layer.ffn, MoeSpec) else 0 for layer in spec.layers]
+    group = scheme.group if scheme else None
     return sum(
-        find_form(tensor, dict(_stored(tensor, scheme, spec.dtype)), dtype, scheme.group if scheme else None).nbytes
-        * count
+        find_form(tensor, dict(_stored(tensor, scheme, spec.dtype)), dtype, group, weight_bits).nbytes * count
         for tensor, count in _distinct(spec, experts)
     )
 

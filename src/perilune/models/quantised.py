@@ -16,11 +16,16 @@ from perilune.models.spec import DTYPE_BYTES, TensorSpec, WeightFormat
 Shape = tuple[int, ...]
 _FLOATS = ("bfloat16", "float16", "float32")
 _COMMON_GROUPS = (32, 64, 128, 256)
+WEIGHT_BITS = {"auto": 16, "8": 8, "16": 16}  # what a user may say, and what it comes to
+INT8_GROUP = 32  # inputs per scale of what is rounded to 8 bits while it is loaded
 
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of a weight as it will be held in memory, and the stored tensor it is made from."""
+    """One tensor of a weight as it will be held in memory, and the stored tensor it is made from.
+
+    Of int8 both parts are made from one stored tensor.
+    """
 
     stored: str
     dtype: str
@@ -35,7 +40,7 @@ class Part:
 class Form:
     """One needed tensor as found: its format, its parts by field name, and what else it owns in the files.
 
-    `group` and `columns` are those of an int4 weight; `shape_name` names the tensor that repeats its shape.
+    `group` and `columns` are those of an int4 or int8 weight; `shape_name` names the tensor that repeats its shape.
     """
 
     spec: TensorSpec
@@ -55,8 +60,14 @@ def held_dtype(spec: TensorSpec, stored: str, dtype: str) -> str:
     return dtype if spec.keep is None else stored if spec.keep == "stored" else spec.keep
 
 
-def find_form(spec: TensorSpec, stored: Mapping[str, StoredTensor], dtype: str, group_hint: int | None = None) -> Form:
-    """How `spec` is stored, for a model run in `dtype`.
+def find_form(
+    spec: TensorSpec,
+    stored: Mapping[str, StoredTensor],
+    dtype: str,
+    group_hint: int | None = None,
+    weight_bits: int = 16,
+) -> Form:
+    """How `spec` is stored, for a model run in `dtype`; with `weight_bits` 8, how it is held: see `in_8_bits`.
 
     `group_hint` is the config's int4 group size: it settles what the shape of the scales leaves open.
     Raises CheckpointError when it is missing, misshapen or has the wrong dtype, UnsupportedError for a known format
@@ -76,7 +87,24 @@ def find_form(spec: TensorSpec, stored: Mapping[str, StoredTensor], dtype: str, 
         return _mxfp4(spec, module, spec.stored, stored)
     if spec.quantisable and plain.dtype == "float8_e4m3fn":
         return _fp8(spec, module, stored)
-    return _dense(spec, plain, dtype)
+    form = _dense(spec, plain, dtype)
+    return in_8_bits(form) if weight_bits == 8 and _may_be_rounded(spec) else form
+
+
+def in_8_bits(form: Form) -> Form:
+    """A dense matrix rounded to int8 while it is loaded, a bfloat16 scale for every 32 inputs of an output."""
+    stored, (rows, columns) = form.parts["data"].stored, form.spec.shape
+    parts = {
+        "data": Part(stored, "int8", (rows, columns)),
+        "scale": Part(stored, "bfloat16", (rows, -(-columns // INT8_GROUP))),
+    }
+    return Form(form.spec, "int8", parts, INT8_GROUP, owned=form.owned)
+
+
+def _may_be_rounded(spec: TensorSpec) -> bool:
+    """Matrices but those of experts, which checkpoints pack where that was found good, and `kv_b`, whose products
+    attention takes apart."""
+    return spec.quantisable and ".moe.experts." not in spec.name and not spec.name.endswith(".kv_b")
 
 
 def _dense(spec: TensorSpec, plain: StoredTensor, dtype: str) -> Form:

@@ -14,7 +14,7 @@ DTYPE_BYTES = {
     "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "uint8": 1, "int8": 1, "int32": 4, "int64": 8,
 }  # fmt: skip
 
-WeightFormat = Literal["dense", "int4", "mxfp4", "fp8_block"]
+WeightFormat = Literal["dense", "int4", "mxfp4", "fp8_block", "int8"]
 
 
 @dataclass(frozen=True)

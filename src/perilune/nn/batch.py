@@ -33,6 +33,10 @@ class Piece:
     logits: Literal["none", "last", "all"] = "last"
     exports: tuple[tuple[int, int], ...] = ()
 
+    @property
+    def logit_count(self) -> int:
+        return {"none": 0, "last": 1, "all": len(self.tokens)}[self.logits]
+
 
 @dataclass(frozen=True)
 class PrefillPiece:
@@ -114,8 +118,7 @@ class Batch:
                 for i, position in enumerate(where):
                     decode.append(DecodeRow(offset + i, position + 1, table))
                     waves.setdefault(i, []).append((offset + i, piece.slot))
-            first = {"none": count, "last": count - 1, "all": 0}[piece.logits]
-            wanted[index] = list(range(offset + first, offset + count))
+            wanted[index] = list(range(offset + count - piece.logit_count, offset + count))
 
         def ints(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int64, device=device)

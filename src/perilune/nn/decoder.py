@@ -40,7 +40,7 @@ class Decoder:
 
     @torch.inference_mode()
     def __call__(self, batch: Batch, cache: CacheViews) -> Tensor:
-        """Run one step; returns fp32 logits [n, vocab] of `batch.logit_rows`."""
+        """Run one step; returns what the head reads, [n, D] of `batch.logit_rows`."""
         h = self.weights.embed[batch.tokens]
         rotations = self._rotations(batch)
         ops, rms_norm = self.ops, self.ops.rms_norm
@@ -54,8 +54,12 @@ class Decoder:
                 turn = rotations[layer.mixer.rope] if layer.mixer.rope else None
                 h = h + mla_layer(x, w.mixer, layer.mixer, batch, cache.pages(index), turn, ops)
             h = h + _ffn(rms_norm(h, w.ffn_norm, self.spec.norm_eps), w.ffn, layer.ffn, ops)
-        h = rms_norm(h[batch.logit_rows], self.weights.norm, self.spec.norm_eps)
-        return ops.linear(h, self.weights.lm_head).float()
+        return rms_norm(h[batch.logit_rows], self.weights.norm, self.spec.norm_eps)
+
+    @torch.inference_mode()
+    def head(self, rows: Tensor) -> Tensor:
+        """Rows [n, D] of a step to fp32 logits [n, vocab]. Apart: nobody wants those of a whole prompt at once."""
+        return self.ops.linear(rows, self.weights.lm_head).float()
 
     def _rotations(self, batch: Batch) -> dict[RopeSpec, Rotation]:
         """cos and sin per distinct RoPE, computed once a step."""

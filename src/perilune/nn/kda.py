@@ -18,11 +18,12 @@ def kda_layer(x: Tensor, w: KdaWeights, spec: KdaSpec, batch: Batch, state: Tens
     state [S, H, K, V] fp32; conv [S, 3, H, K, taps-1]: the last raw projections of q, k and v.
     """
     linear, heads = ops.linear, (spec.heads, spec.head_dim)
+    raw, f, gate, b = ops.linears(x, [[w.q, w.k, w.v], [w.f_a], [w.g_a], [w.b]])
     projected = Projections(
-        raw=torch.cat([linear(x, w.q), linear(x, w.k), linear(x, w.v)], dim=-1),
-        f=linear(linear(x, w.f_a), w.f_b).unflatten(-1, heads),
-        b=linear(x, w.b),
-        out_gate=linear(linear(x, w.g_a), w.g_b).unflatten(-1, heads),
+        raw=raw,
+        f=linear(f, w.f_b).unflatten(-1, heads),
+        b=b,
+        out_gate=linear(gate, w.g_b).unflatten(-1, heads),
     )
     parameters = Parameters(w.conv, w.a_log, w.dt_bias, w.norm, spec.norm_eps)
     o = torch.empty(x.shape[0], *heads, dtype=x.dtype, device=x.device)

@@ -22,8 +22,9 @@ def mla_layer(
 
     `rotation` is cos and sin of the batch's positions, or None where keys are not rotated.
     """
-    q = _query(x, w, spec, ops).unflatten(-1, (spec.heads, spec.qk_dim))
-    latent, k_pe = ops.linear(x, w.kv_a).split([spec.latent_rank, spec.rope_dim], dim=-1)
+    query, kv = _query_and_latent(x, w, spec, ops)
+    q = query.unflatten(-1, (spec.heads, spec.qk_dim))
+    latent, k_pe = kv.split([spec.latent_rank, spec.rope_dim], dim=-1)
     latent = ops.rms_norm(latent, w.kv_norm, spec.latent_norm_eps)
     if rotation is not None:
         q = torch.cat([q[..., : spec.nope_dim], rotate(q[..., spec.nope_dim :], *rotation)], dim=-1)
@@ -40,10 +41,13 @@ def mla_layer(
     return ops.linear(o.to(x.dtype).flatten(1), w.o)
 
 
-def _query(x: Tensor, w: MlaWeights, spec: MlaSpec, ops: Ops) -> Tensor:
+def _query_and_latent(x: Tensor, w: MlaWeights, spec: MlaSpec, ops: Ops) -> tuple[Tensor, Tensor]:
+    """q [T, H * (nope + rope)] and the latent with its shared key [T, R + rope], not normed."""
     if w.q is not None:
-        return ops.linear(x, w.q)
+        q, kv = ops.linears(x, [[w.q], [w.kv_a]])
+        return q, kv
     assert w.q_a is not None
     assert w.q_b is not None
     assert w.q_norm is not None
-    return ops.linear(ops.rms_norm(ops.linear(x, w.q_a), w.q_norm, spec.latent_norm_eps), w.q_b)
+    low, kv = ops.linears(x, [[w.q_a], [w.kv_a]])
+    return ops.linear(ops.rms_norm(low, w.q_norm, spec.latent_norm_eps), w.q_b), kv

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from perilune.models.spec import DenseSpec, KdaSpec, LayerSpec, MlaSpec, ModelSp
 from perilune.ops.linear.formats import DenseWeight, Weight
 
 Loaded = Mapping[str, "Tensor | Weight"]
+_Group = TypeVar("_Group", "LayerWeights", "KdaWeights", "MlaWeights", "SwigluWeights", "MoeWeights")
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,18 @@ class ModelWeights:
         for layer in self.layers:
             yield from _matrices(layer)
 
+    def prepared(self, prepare: Callable[[Weight], Weight]) -> ModelWeights:
+        """The same with each matrix laid out by `prepare`, in place, but those that are read in other ways too.
+
+        These are `kv_b`, which attention takes apart by head, and a head that is the embedding.
+        """
+        tied = isinstance(self.lm_head, DenseWeight) and self.lm_head.data is self.embed
+        return dataclasses.replace(
+            self,
+            layers=tuple(_prepared(layer, prepare) for layer in self.layers),
+            lm_head=self.lm_head if tied else prepare(self.lm_head),
+        )
+
     @staticmethod
     def assemble(spec: ModelSpec, loaded: Loaded) -> ModelWeights:
         """Group what `models.loader.load_weights` returned."""
@@ -105,6 +118,17 @@ def _matrices(group: Any) -> Iterator[Weight]:
             yield value
         elif dataclasses.is_dataclass(value):
             yield from _matrices(value)
+
+
+def _prepared(group: _Group, prepare: Callable[[Weight], Weight]) -> _Group:
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(group):
+        value = getattr(group, field.name)
+        if isinstance(value, Weight):
+            changes[field.name] = value if field.name == "kv_b" else prepare(value)
+        elif dataclasses.is_dataclass(value):
+            changes[field.name] = _prepared(value, prepare)  # type: ignore[type-var]
+    return dataclasses.replace(group, **changes)
 
 
 class _Reader:

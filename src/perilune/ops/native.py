@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from perilune.ops.linear.formats import DenseWeight, Int4Weight, Mxfp4Weight, Weight
+from perilune.ops.linear.formats import DenseWeight, Int4Weight, Int8Weight, Mxfp4Weight, TiledWeight, Weight
 
 BF16 = torch.bfloat16
-_FORMATS = {"DenseWeight": 0, "Int4Weight": 1, "Mxfp4Weight": 2, "Fp8BlockWeight": 3}
+_FORMATS = {"DenseWeight": 0, "Int4Weight": 1, "Mxfp4Weight": 2, "Fp8BlockWeight": 3, "Int8Weight": 4}
 
 
 class KernelInputError(ValueError):
@@ -55,13 +54,10 @@ class Native:
     def threads(self) -> int:
         return torch.get_num_threads()
 
-    @cached_property
-    def torch_has_fast_bf16(self) -> bool:
-        """Whether torch's own bf16 product runs on the processor's bf16 instructions; else it is far slower."""
-        return self.name == "avx512_bf16"
-
     def weight(self, weight: Weight) -> Any:
         """The C++ view of `weight`. It borrows the tensors."""
+        if isinstance(weight, TiledWeight) and weight.handle is not None:
+            return weight.handle
         return weight_handle(self.module, weight)
 
 
@@ -94,13 +90,15 @@ def refuses_weight(weight: Weight) -> str | None:
     tensors = weight.tensors.values()
     if any(t.is_cuda or not t.is_contiguous() for t in tensors):
         return "a weight is not dense in CPU memory"
+    if isinstance(weight, TiledWeight):
+        weight = weight.plain
     if isinstance(weight, DenseWeight):
         return None if weight.data.dtype == BF16 else f"dense weights are {weight.data.dtype}"
-    if isinstance(weight, Int4Weight):
+    if isinstance(weight, Int4Weight | Int8Weight):
         if weight.group % 32:
-            return f"int4 groups of {weight.group}"
+            return f"groups of {weight.group}"
         if weight.scale.dtype != BF16:
-            return f"int4 scales are {weight.scale.dtype}"
+            return f"the scales of groups are {weight.scale.dtype}"
     return None
 
 
@@ -111,6 +109,9 @@ def weight_handle(module: Any, weight: Weight) -> Any:
         raise KernelInputError(f"The C++ kernels cannot read this weight: {reason}.")
     *stack, n, k = weight.shape
     count = stack[0] if stack else 1
+    tiled = isinstance(weight, TiledWeight)
+    if isinstance(weight, TiledWeight):
+        weight = weight.plain
     group, scale, zero = 0, None, None
     if isinstance(weight, DenseWeight):
         data = weight.data
@@ -125,12 +126,16 @@ def weight_handle(module: Any, weight: Weight) -> Any:
         data, scale = weight.packed, weight.scale
         _expect(data, torch.uint8, *stack, n, k // 2)
         _expect(scale, torch.uint8, *stack, n, -(-k // 32))
+    elif isinstance(weight, Int8Weight):
+        data, scale, group = weight.data, weight.scale, weight.group
+        _expect(data, torch.int8, *stack, n, k)
+        _expect(scale, BF16, *stack, n, -(-k // group))
     else:
         data, scale = weight.data, weight.scale_inv
         _expect(data, torch.float8_e4m3fn, *stack, n, k)
         _expect(scale, torch.float32, *stack, -(-n // 128), -(-k // 128))
     pointers = [0 if t is None else t.data_ptr() for t in (data, scale, zero)]
-    return module.Weight.make(_FORMATS[type(weight).__name__], count, n, k, *pointers, group)
+    return module.Weight.make(_FORMATS[type(weight).__name__], count, n, k, *pointers, group, tiled)
 
 
 def _expect(tensor: Tensor, dtype: torch.dtype, *shape: int) -> None:

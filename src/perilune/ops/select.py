@@ -20,6 +20,7 @@ from perilune.ops.linear import cpu as linear
 from perilune.ops.linear.formats import Weight
 from perilune.ops.mla import cpu as mla
 from perilune.ops.moe import cpu as moe
+from perilune.ops.moe import cpu_router as router
 from perilune.ops.native import BF16, Native, refuses_weight
 from perilune.ops.norm import cpu as norm
 from perilune.ops.selfcheck import disagreement
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 OPS = {
     "linear": "dense, int4, MXFP4 and FP8-block matrix products",
+    "linears": "several products of one input",
     "rms_norm": "RMSNorm",
     "swiglu": "dense feed-forward and shared experts",
     "route": "router: scores, groups, top-k",
@@ -40,8 +42,10 @@ OPS = {
 }
 CPU: dict[str, Callable[..., Any]] = {
     "linear": linear.linear,
+    "linears": linear.linears,
     "rms_norm": norm.rms_norm,
     "swiglu": moe.swiglu,
+    "route": router.route,
     "experts": moe.experts,
     "kda_prefill": kda.prefill,
     "kda_decode": kda.decode,
@@ -105,6 +109,9 @@ def choose(needs: Needs, kernels: str = "auto") -> Selection:
         else:
             refused.append(("cpu", str(reason)))
             choices.append(Choice(op, what, "reference", tuple(refused)))
+    # those that read matrices are refused together: all or none of them find strips
+    if isinstance(native, Native) and "linear" in chosen:
+        chosen["prepare"] = partial(linear.prepare, native)
     return Selection(dataclasses.replace(REFERENCE, **chosen), tuple(choices))
 
 
@@ -134,6 +141,6 @@ def _supports(op: str, needs: Needs, native: Native | str) -> str | None:
         return f"{str(needs.dtype).removeprefix('torch.')} stays on the reference, which is exact"
     if op in ("kda_prefill", "kda_decode") and needs.kda_dim is not None:
         return kda.refuses_dim(needs.kda_dim)
-    if op in ("linear", "swiglu", "experts", "mla_prefill", "mla_decode"):
+    if op in ("linear", "linears", "swiglu", "experts", "mla_prefill", "mla_decode"):
         return next((reason for w in needs.weights if (reason := refuses_weight(w))), None)
     return None

@@ -14,11 +14,21 @@ from torch import Tensor
 from perilune.ops.kda import cpu as kda_cpu
 from perilune.ops.kda import reference as kda
 from perilune.ops.linear import cpu as linear_cpu
-from perilune.ops.linear.formats import DenseWeight, Fp8BlockWeight, Int4Weight, Mxfp4Weight, Weight, pack_int4
+from perilune.ops.linear.formats import (
+    DenseWeight,
+    Fp8BlockWeight,
+    Int4Weight,
+    Mxfp4Weight,
+    Weight,
+    pack_int4,
+    quantise_int8,
+    tile,
+)
 from perilune.ops.linear.reference import linear
 from perilune.ops.mla import cpu as mla_cpu
 from perilune.ops.mla import reference as mla
 from perilune.ops.moe import cpu as moe_cpu
+from perilune.ops.moe import cpu_router
 from perilune.ops.moe import reference as moe
 from perilune.ops.native import Native
 from perilune.ops.norm import cpu as norm_cpu
@@ -32,7 +42,7 @@ def disagreement(native: Native) -> str | None:
     """None if every kernel of the variant agrees with its reference, else which does not and by how much."""
     with torch.inference_mode():
         random = torch.Generator().manual_seed(0)
-        for cases in (_linear, _experts, _kda, _mla):
+        for cases in (_linear, _experts, _router, _kda, _mla):
             for name, ours, expected in cases(native, random):
                 error = float((ours.float() - expected.float()).norm() / expected.float().norm())
                 if not error <= LIMIT:
@@ -55,13 +65,16 @@ def _weights(random: torch.Generator, *shape: int) -> Iterator[tuple[str, Weight
     yield "MXFP4", Mxfp4Weight(pairs, torch.randint(118, 124, (*lead, k // 32), dtype=torch.uint8, generator=random))
     blocks = torch.rand(*lead[:-1], -(-lead[-1] // 128), -(-k // 128), generator=random) / 64 + 0.01
     yield "FP8", Fp8BlockWeight(torch.randn(*shape, generator=random).to(torch.float8_e4m3fn), blocks)
+    yield "int8", quantise_int8(torch.randn(*shape, generator=random) / k**0.5, 32)
 
 
 def _linear(native: Native, random: torch.Generator) -> Iterator[Pair]:
     for rows in (3, 19):
         x = _bf16(random, rows, 256)
-        for name, weight in _weights(random, 48, 256):
-            yield f"{name} product of {rows} rows", linear_cpu.linear(native, x, weight), linear(x, weight)
+        for name, weight in _weights(random, 64, 256):
+            expected = linear(x, weight)
+            yield f"{name} product of {rows} rows", linear_cpu.linear(native, x, weight), expected
+            yield f"{name} product of {rows} rows in strips", linear_cpu.linear(native, x, tile(weight)), expected
         norm = _bf16(random, 256)
         yield "RMSNorm", norm_cpu.rms_norm(native, x, norm, 1e-5), rms_norm(x, norm, 1e-5)
 
@@ -72,11 +85,18 @@ def _experts(native: Native, random: torch.Generator) -> Iterator[Pair]:
     share = torch.rand(5, 2, generator=random)
     into = zip(_weights(random, 3, 32, 64), _weights(random, 3, 32, 64), _weights(random, 3, 64, 32), strict=True)
     for (name, gate), (_, up), (_, down) in into:
-        yield (
-            f"{name} experts",
-            moe_cpu.experts(native, x, ids, share, gate, up, down),
-            moe.experts(x, ids, share, gate, up, down),
-        )
+        expected = moe.experts(x, ids, share, gate, up, down)
+        yield f"{name} experts", moe_cpu.experts(native, x, ids, share, gate, up, down), expected
+        gate, up, down = tile(gate), tile(up), tile(down)
+        yield f"{name} experts in strips", moe_cpu.experts(native, x, ids, share, gate, up, down), expected
+
+
+def _router(native: Native, random: torch.Generator) -> Iterator[Pair]:
+    x, router, bias = _bf16(random, 5, 64), _bf16(random, 24, 64) / 8, torch.rand(24, generator=random)
+    ids, weights = cpu_router.route(native, x, router, bias, top_k=4, groups=4, top_groups=2)
+    expected_ids, expected = moe.route(x, router, bias, top_k=4, groups=4, top_groups=2)
+    spread = torch.zeros(5, 24)
+    yield "router", spread.scatter(1, ids, weights), spread.scatter(1, expected_ids, expected)
 
 
 def _kda(native: Native, random: torch.Generator) -> Iterator[Pair]:

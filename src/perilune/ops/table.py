@@ -5,7 +5,7 @@ Every entry has the signature and the meaning of its reference; see there for sh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -20,9 +20,11 @@ from perilune.ops.norm import reference as norm
 
 @dataclass(frozen=True)
 class Ops:
-    """One function per op."""
+    """One function per op. `prepare` lays a matrix out for them once, in place, before any other is called with it."""
 
+    prepare: Callable[[Weight], Weight]
     linear: Callable[[Tensor, Weight], Tensor]
+    linears: Callable[[Tensor, Sequence[Sequence[Weight]]], list[Tensor]]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     swiglu: Callable[[Tensor, Weight, Weight, Weight], Tensor]
     route: Callable[..., tuple[Tensor, Tensor]]
@@ -34,7 +36,9 @@ class Ops:
 
 
 REFERENCE = Ops(
+    prepare=lambda weight: weight,
     linear=linear.linear,
+    linears=linear.linears,
     rms_norm=norm.rms_norm,
     swiglu=moe.swiglu,
     route=moe.route,

@@ -8,9 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from perilune.cache.geometry import CacheGeometry
+from perilune.errors import ConfigError
 from perilune.models.checkpoint import INDEX, SINGLE, Checkpoint
 from perilune.models.config import ConfigFiles, read_config, read_json
 from perilune.models.estimate import estimated_weight_bytes
+from perilune.models.quantised import WEIGHT_BITS
 from perilune.plan.plan import Plan, plan_model
 
 DEFAULT_CONTEXT = 8192
@@ -24,19 +26,24 @@ def plan_folder(
     context: int | None = None,
     concurrency: int = 8,
     dtype: str = "auto",
+    weight_bits: str = "auto",
     bandwidth: float | None = None,
     compute: float | None = None,
     prefix_cache: bool = True,
 ) -> Plan:
     """Plan the model at `path`, a folder or a config.json.
 
-    `context=None` is the engine's default, or the model's limit if that is less; `dtype="auto"` the checkpoint's own.
+    `context=None` is the engine's default, or the model's limit if that is less; `dtype="auto"` the checkpoint's own;
+    `weight_bits` "auto" (16), "8" or "16", as the engine takes it.
     Raises CheckpointError or UnsupportedError for a model that cannot be read, ConfigError as `plan_model`.
     """
     files = read_config(path)
     kept = files.spec.dtype if dtype == "auto" else dtype
     CacheGeometry.of(files.spec, kept)  # refuses an unknown dtype before weights are counted in it
-    weights_bytes, weights_source = count_weights(path, files, kept)
+    if weight_bits not in WEIGHT_BITS:
+        raise ConfigError(f"weight_bits {weight_bits!r} is not known.", "", f"Known: {', '.join(WEIGHT_BITS)}.")
+    bits = WEIGHT_BITS[weight_bits]
+    weights_bytes, weights_source = count_weights(path, files, kept, bits)
     return plan_model(
         files.spec,
         context=min(files.spec.max_context, DEFAULT_CONTEXT) if context is None else context,
@@ -46,21 +53,28 @@ def plan_folder(
         memory=memory,
         memory_source=memory_source,
         dtype=kept,
+        weight_bits=bits,
         bandwidth=bandwidth,
         compute=compute,
         prefix_cache=prefix_cache,
     )
 
 
-def count_weights(path: Path, files: ConfigFiles, dtype: str) -> tuple[int, str]:
+def count_weights(path: Path, files: ConfigFiles, dtype: str, weight_bits: int = 16) -> tuple[int, str]:
     """(bytes in memory for a model run in `dtype`, how they were counted).
 
     Raises CheckpointError if all files are there and one is broken: the engine could not load it either.
     """
     missing = _missing(path)
     if missing is None:
-        return Checkpoint.open(path).weight_bytes(dtype), "from the checkpoint's tensors, packed ones kept packed"
-    return estimated_weight_bytes(files.config, files.spec, dtype), f"from the config's shapes; {missing}"
+        counted, source = Checkpoint.open(path).weight_bytes(dtype, weight_bits), "from the checkpoint's tensors"
+        return counted, f"{source}, packed ones kept packed{_rounded(weight_bits)}"
+    counted = estimated_weight_bytes(files.config, files.spec, dtype, weight_bits)
+    return counted, f"from the config's shapes{_rounded(weight_bits)}; {missing}"
+
+
+def _rounded(weight_bits: int) -> str:
+    return ", dense matrices but those of experts rounded to int8" if weight_bits == 8 else ""
 
 
 def _missing(path: Path) -> str | None:

@@ -72,6 +72,7 @@ def plan_model(
     memory_source: str = "as given",
     weights_source: str = "as held in memory",
     dtype: str | None = None,
+    weight_bits: int = 16,
     step_tokens: int = STEP_TOKENS,
     bandwidth: float | None = None,
     compute: float | None = None,
@@ -79,7 +80,8 @@ def plan_model(
 ) -> Plan:
     """Plan `concurrency` sequences of `context` tokens in `memory` bytes; `dtype=None` is the checkpoint's own.
 
-    `bandwidth` (bytes/s) and `compute` (FLOP/s), if known, add expected rates.
+    `weights_bytes` is the sum; `weight_bits` 8 says that dense matrices are rounded in it. `bandwidth` (bytes/s) and
+    `compute` (FLOP/s), if known, add expected rates.
     Raises ConfigError for a context the model does not have, a number below 1, or a dtype that holds no cache.
     """
     if context > spec.max_context:
@@ -98,7 +100,7 @@ def plan_model(
     fits = need <= memory
     speed = roofline(
         spec, geometry, weights_bytes,
-        depth=context, concurrency=concurrency, bandwidth=bandwidth, compute=compute,
+        depth=context, concurrency=concurrency, bandwidth=bandwidth, compute=compute, weight_bits=weight_bits,
     )  # fmt: skip
     spare = max(0, memory - need) // cache.slot_bytes if cache.slot_bytes else 0
     because = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from perilune.cache.geometry import CacheGeometry
+from perilune.models.quantised import INT8_GROUP
 from perilune.models.spec import DTYPE_BYTES, KdaSpec, MlaSpec, ModelSpec, MoeSpec
 from perilune.plan.parameters import Parameters, count_parameters
 from perilune.plan.workspace import CHUNK, STEP_TOKENS
@@ -44,13 +45,15 @@ def roofline(
     concurrency: int = 1,
     bandwidth: float | None = None,
     compute: float | None = None,
+    weight_bits: int = 16,
 ) -> Roofline:
     """The ceiling for `concurrency` sequences `depth` tokens deep.
 
     `bandwidth` in bytes/s and `compute` in FLOP/s are the machine's; without them no rate is given.
     """
     parameters = count_parameters(spec)
-    weights = step_weight_bytes(spec, parameters, weights_bytes, geometry.dtype, concurrency)
+    each = 1 + DTYPE_BYTES["bfloat16"] / INT8_GROUP if weight_bits == 8 else DTYPE_BYTES[geometry.dtype]
+    weights = step_weight_bytes(spec, parameters, weights_bytes, geometry.dtype, concurrency, each)
     state = 2 * (geometry.state_bytes + geometry.conv_bytes)
     cache = depth * geometry.bytes_per_token
     read = weights // concurrency + state + cache
@@ -81,19 +84,27 @@ def roofline(
     )
 
 
-def step_weight_bytes(spec: ModelSpec, parameters: Parameters, weights_bytes: int, dtype: str, concurrency: int) -> int:
+def step_weight_bytes(
+    spec: ModelSpec,
+    parameters: Parameters,
+    weights_bytes: int,
+    dtype: str,
+    concurrency: int,
+    each: float | None = None,
+) -> int:
     """Weight bytes one decode step of `concurrency` tokens reads.
 
     Where `weights_bytes` is less than everything in `dtype`, the routed experts are the packed part, as in every
-    int4 and MXFP4 checkpoint known (facts: 3); if that cannot be, all weights are taken to be packed alike.
+    int4 and MXFP4 checkpoint known (facts: 3); if that cannot be, all weights are taken to be packed alike. `each` is
+    the bytes of a parameter that every token reads, where they are not those of `dtype`.
     """
     rest = parameters.embedding + parameters.head + parameters.rest
-    rest_bytes = float(rest * DTYPE_BYTES[dtype])
-    packed = weights_bytes - rest_bytes
+    always = parameters.always * (DTYPE_BYTES[dtype] if each is None else each)
+    packed = weights_bytes - always - (rest - parameters.always) * DTYPE_BYTES[dtype]
     if packed <= 0 < parameters.experts or not parameters.experts:
-        rest_bytes = weights_bytes * rest / parameters.total
-        packed = weights_bytes - rest_bytes
-    return int(rest_bytes * parameters.always / rest + packed * _expert_share(spec, concurrency))
+        always = weights_bytes * parameters.always / parameters.total
+        packed = weights_bytes * parameters.experts / parameters.total
+    return int(always + packed * _expert_share(spec, concurrency))
 
 
 def _expert_share(spec: ModelSpec, tokens: int) -> float:

@@ -16,8 +16,10 @@ from perilune.server.chat_body import ChatBody
 from perilune.server.conversation import prepare
 from perilune.server.errors import ErrorBody, detail_of, log_unexpected
 from perilune.server.front import Front, FrontDep
+from perilune.server.logprobs import ChatLogprobs, PromptEntries, chat_logprobs, prompt_logprobs
 from perilune.server.openapi import GENERATION_ERRORS, STREAM_OR_JSON
-from perilune.server.reply import ChatLogprobs, UsageBody, chat_logprobs, new_id, usage_body
+from perilune.server.reply import UsageBody, new_id, usage_body
+from perilune.server.sampling import streamless
 from perilune.server.sse import Begun, EventStream, begin, data_event, unless_gone
 from perilune.server.stream import Answers, Call, Finish, Folded, Step, fold
 from perilune.text.events import ContentDelta, ReasoningDelta, ToolCallArguments, ToolCallStart
@@ -60,6 +62,7 @@ class ChatCompletion(BaseModel):
     choices: list[ChoiceBody]
     usage: UsageBody
     prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptEntries | None = None
 
 
 class FunctionDelta(BaseModel):
@@ -103,11 +106,12 @@ class ChatChunk(BaseModel):
 async def chat_completions(body: ChatBody, request: Request, front: FrontDep) -> Response:
     """Answers a conversation. With `"stream": true` the answer comes as server-sent events."""
     model, top = front.model(body.model), body.top()
+    best = streamless(body.prompt_logprobs, body.stream)
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     prepared = await prepare(
         front,
         body.conversation(),
-        lambda grammar: body.sampling(max_tokens=limit, logprobs=top, grammar=grammar),
+        lambda grammar: body.sampling(max_tokens=limit, logprobs=top, grammar=grammar, prompt_logprobs=best),
         front.salt(request),
     )
     answers, deltas = Answers(prepared.make_reader), front.answer([prepared.job])
@@ -125,6 +129,8 @@ async def chat_completions(body: ChatBody, request: Request, front: FrontDep) ->
     )
     if body.return_token_ids:
         completion.prompt_token_ids = prepared.job.prompt_ids
+    if best is not None and (entries := choices[0].prompt_logprobs) is not None:
+        completion.prompt_logprobs = prompt_logprobs(entries, best, front.engine.tokenizer)
     return Response(completion.model_dump_json(exclude_unset=True), media_type="application/json")
 
 

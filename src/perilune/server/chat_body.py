@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, WithJsonSchema
 
 from perilune.engine.request import MAX_LOGPROBS, Grammar
-from perilune.errors import RequestError, UnsupportedError
+from perilune.errors import RequestError
 from perilune.server.body import INT32_MAX, LooseBody, unsupported
-from perilune.server.conversation import Conversation, Named, ToolChoice
+from perilune.server.conversation import Conversation, Named, ToolChoice, opens_turn
 from perilune.server.marks import MARK_SCHEMA
 from perilune.server.sampling import SamplingFields, only_one, text_of
 
@@ -121,9 +121,10 @@ class ChatBody(SamplingFields):
     max_completion_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None  # yes, unless the final message is continued
     continue_final_message: bool | None = None
     reasoning_effort: str | None = None
     # Accepted because OpenAI's clients send them; nothing here acts on them.
@@ -151,14 +152,7 @@ class ChatBody(SamplingFields):
         return self.tool_choice or "auto"
 
     def conversation(self) -> Conversation:
-        """Raises RequestError or UnsupportedError naming the field."""
-        if self.continue_final_message:
-            raise UnsupportedError(
-                "continue_final_message is not supported.",
-                "The chat template closes every message.",
-                "Render the prompt yourself and send it to /v1/completions.",
-                param="continue_final_message",
-            )
+        """Raises RequestError naming the field."""
         template = dict(self.chat_template_kwargs or {})
         if self.reasoning_effort is not None:
             template.setdefault("reasoning_effort", self.reasoning_effort)
@@ -168,6 +162,7 @@ class ChatBody(SamplingFields):
             tools=self.tools or (),
             tool_choice=self.choice(),
             template=template,
-            add_generation_prompt=self.add_generation_prompt,
+            add_generation_prompt=opens_turn(self.add_generation_prompt, self.continue_final_message),
+            continue_final_message=bool(self.continue_final_message),
             grammar=only_one([*formats, *self.grammars()]),
         )

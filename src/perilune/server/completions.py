@@ -5,23 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from perilune.engine.request import Grammar, SamplingParams, TextDelta, TokenLogprobs
+from perilune.engine.request import Grammar, SamplingParams, TextDelta
 from perilune.server.body import JsonRoute
 from perilune.server.completions_body import CompletionBody
 from perilune.server.errors import ErrorBody, detail_of, log_unexpected
 from perilune.server.front import Front, FrontDep, Job
+from perilune.server.logprobs import PromptEntries, TextLogprobs, TextLogprobsWriter, prompt_logprobs
 from perilune.server.openapi import GENERATION_ERRORS, STREAM_OR_JSON
-from perilune.server.reply import TextLogprobs, UsageBody, new_id, text_logprobs, usage_body
+from perilune.server.reply import UsageBody, new_id, usage_body
 from perilune.server.sampling import only_one
 from perilune.server.sse import Begun, EventStream, begin, data_event, unless_gone
-from perilune.server.stream import Answers, PlainReader, fold
+from perilune.server.stream import Answers, Folded, PlainReader, Step, fold
 from perilune.text.events import ContentDelta
 
 router = APIRouter(route_class=JsonRoute, tags=["generation"])
@@ -38,6 +39,7 @@ class TextChoice(BaseModel):
     stop_reason: int | str | None = None
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptEntries | None = None
 
 
 class TextCompletion(BaseModel):
@@ -57,45 +59,54 @@ async def completions(body: CompletionBody, request: Request, front: FrontDep) -
     formats = [grammar] if body.response_format and (grammar := body.response_format.grammar()) else []
     constraint = only_one([*formats, *body.grammars()])
     params = _params(body, constraint)
-    prompts = body.prompts()
-    front.require_capacity(len(prompts) * params.n)
+    front.require_capacity(len(body.prompts()) * params.n)
     if constraint:
         front.tokenizer()
         await front.grammars.check(constraint)
-    encoded = await asyncio.to_thread(_encode, front, prompts, body.add_special_tokens is not False)
-    jobs = [Job(ids, params, front.salt(request)) for ids in encoded]
-    for job in jobs:
+    prompts = await asyncio.to_thread(_read, front, body)
+    for prompt in prompts:
         # Before any of them starts: one bad prompt must not waste the work on the others.
-        front.engine.limits.check(job.prompt_ids, params)
-    echoes = [_echo(front, prompt) if body.echo else "" for prompt in prompts]
+        front.engine.limits.check(prompt.ids, params)
+    jobs = [Job(prompt.ids, params, front.salt(request)) for prompt in prompts]
     answers, deltas = Answers(PlainReader), _numbered(front.answer(jobs), params.n)
-    reply = _Reply(front, body, model, jobs, echoes)
+    reply = _Reply(front, body, model, prompts, params)
     if body.stream:
         begun = await begin(request, deltas)
         return EventStream(_events(reply, answers, begun), begun)
     choices = await unless_gone(request, fold(deltas, answers, len(jobs) * params.n))
-    completion = reply.completion(
-        [
-            reply.choice(i, c.content, c.logprobs, c.token_ids, finish=c.finish, stop_reason=c.stop_reason, first=True)
-            for i, c in enumerate(choices)
-        ]
-    )
+    completion = reply.completion([reply.choice(i, c.content, c, first=True) for i, c in enumerate(choices)])
     completion.usage = usage_body(answers.usage)
     return Response(completion.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
 def _params(body: CompletionBody, grammar: Grammar | None) -> SamplingParams:
     limit = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    return body.sampling(max_tokens=limit, logprobs=body.logprobs, grammar=grammar)
+    return body.sampling(
+        max_tokens=limit, logprobs=body.logprobs, grammar=grammar, prompt_logprobs=body.best_of_prompt()
+    )
 
 
-def _encode(front: Front, prompts: Sequence[str | list[int]], opening: bool) -> list[list[int]]:
-    """Token ids of every prompt. Text can never become a control token."""
-    return [front.encode_prompt(p, opening=opening) if isinstance(p, str) else p for p in prompts]
+@dataclass(frozen=True)
+class _Prompt:
+    """`text` is what echo repeats, and nothing without it. It begins after the first `opening` of `ids`."""
+
+    ids: list[int]
+    opening: int
+    text: str
 
 
-def _echo(front: Front, prompt: str | list[int]) -> str:
-    return prompt if isinstance(prompt, str) else front.tokenizer().decode(prompt, skip_special=False)
+def _read(front: Front, body: CompletionBody) -> list[_Prompt]:
+    """Every prompt's token ids and text. Text can never become a control token."""
+    prompts = []
+    for prompt in body.prompts():
+        if isinstance(prompt, str):
+            opening = len(front.tokenizer().opening_ids) if body.add_special_tokens is not False else 0
+            ids = front.encode_prompt(prompt, opening=opening > 0)
+            prompts.append(_Prompt(ids, opening, prompt if body.echo else ""))
+        else:
+            text = front.tokenizer().decode(prompt, skip_special=False) if body.echo else ""
+            prompts.append(_Prompt(prompt, 0, text))
+    return prompts
 
 
 async def _numbered(
@@ -110,14 +121,15 @@ async def _numbered(
 
 
 class _Reply:
-    """Writes choices, remembering how much text each had, for the offsets of its tokens."""
+    """Writes choices, remembering how far each has come."""
 
     def __init__(
-        self, front: Front, body: CompletionBody, model: str, jobs: Sequence[Job], echoes: Sequence[str]
+        self, front: Front, body: CompletionBody, model: str, prompts: Sequence[_Prompt], params: SamplingParams
     ) -> None:
-        self._front, self._body, self._model, self._jobs, self._echoes = front, body, model, jobs, echoes
+        self._front, self._body, self._model = front, body, model
+        self._prompts, self._params = prompts, params
         self._id, self._created = new_id("cmpl"), int(time.time())
-        self._offsets: dict[int, int] = {}
+        self._writers: dict[int, TextLogprobsWriter] = {}
         self.wants_usage, self.shows_ids = body.wants_usage, bool(body.return_token_ids)
 
     def completion(self, choices: list[TextChoice]) -> TextCompletion:
@@ -125,33 +137,39 @@ class _Reply:
             id=self._id, object="text_completion", created=self._created, model=self._model, choices=choices
         )
 
-    def choice(
-        self,
-        index: int,
-        text: str,
-        logprobs: Sequence[TokenLogprobs] | None,
-        token_ids: Sequence[int],
-        *,
-        finish: str | None,
-        stop_reason: int | str | None,
-        first: bool,
-    ) -> TextChoice:
-        prompt = index // self._jobs[0].params.n
+    def choice(self, index: int, text: str, part: Step | Folded, *, first: bool) -> TextChoice:
+        """A choice, or the next chunk of it; `first`: nothing of it came before."""
+        prompt = self._prompts[index // self._params.n]
         if first:
-            text = self._echoes[prompt] + text
+            text = prompt.text + text
         choice = TextChoice(index=index, text=text, logprobs=None, finish_reason=None)
-        if logprobs is not None:
-            tokenizer = None if self._body.return_tokens_as_token_ids else self._front.engine.tokenizer
-            choice.logprobs = text_logprobs(logprobs, tokenizer, self._offsets.get(index, 0))
-        self._offsets[index] = self._offsets.get(index, 0) + len(text)
-        if finish:
-            choice.finish_reason = "length" if finish == "length" else "stop"
-            choice.stop_reason = stop_reason
+        if self._body.logprobs is not None and (first or part.logprobs):
+            choice.logprobs = self._logprobs(index, self._body.logprobs, prompt, part)
+        if part.finish:
+            choice.finish_reason = "length" if part.finish == "length" else "stop"
+            choice.stop_reason = part.stop_reason
         if self._body.return_token_ids:
-            choice.token_ids = list(token_ids)
+            choice.token_ids = list(part.token_ids)
             if first:
-                choice.prompt_token_ids = self._jobs[prompt].prompt_ids
+                choice.prompt_token_ids = prompt.ids
+        if self._body.prompt_logprobs is not None and part.prompt_logprobs is not None:
+            tokenizer = self._front.engine.tokenizer
+            choice.prompt_logprobs = prompt_logprobs(part.prompt_logprobs, self._body.prompt_logprobs, tokenizer)
         return choice
+
+    def _logprobs(self, index: int, best: int, prompt: _Prompt, part: Step | Folded) -> TextLogprobs:
+        writer = self._writers.get(index)
+        if writer is None:
+            writer = self._writers[index] = TextLogprobsWriter(
+                self._front.engine.tokenizer,
+                best,
+                numbers=bool(self._body.return_tokens_as_token_ids),
+                skip_special=self._params.skip_special_tokens,
+            )
+        if self._body.echo and part.prompt_logprobs is not None:
+            writer.prompt(prompt.ids, part.prompt_logprobs, prompt.opening, prompt.text)
+        writer.answer(part.logprobs or ())
+        return writer.take()
 
 
 async def _events(reply: _Reply, answers: Answers, deltas: Begun[tuple[int, TextDelta]]) -> AsyncGenerator[bytes, None]:
@@ -162,11 +180,7 @@ async def _events(reply: _Reply, answers: Answers, deltas: Begun[tuple[int, Text
             text = "".join(event.text for event in step.events if isinstance(event, ContentDelta))
             if not (text or step.finish or step.first or step.logprobs or reply.shows_ids):
                 continue
-            choice = reply.choice(
-                step.index, text, step.logprobs, step.token_ids,
-                finish=step.finish, stop_reason=step.stop_reason, first=step.first,
-            )  # fmt: skip
-            yield data_event(reply.completion([choice]))
+            yield data_event(reply.completion([reply.choice(step.index, text, step, first=step.first)]))
         if reply.wants_usage:
             last = reply.completion([])
             last.usage = usage_body(answers.usage)

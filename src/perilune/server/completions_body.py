@@ -10,7 +10,7 @@ from perilune.engine.request import MAX_LOGPROBS
 from perilune.errors import UnsupportedError
 from perilune.server.body import INT32_MAX, TokenId
 from perilune.server.chat_body import ResponseFormat
-from perilune.server.sampling import SamplingFields
+from perilune.server.sampling import SamplingFields, streamless
 
 Ids = Annotated[list[TokenId], Field(min_length=1)]
 
@@ -20,14 +20,20 @@ class CompletionBody(SamplingFields):
 
     model: str | None = None
     prompt: str | Annotated[list[str], Field(min_length=1)] | Ids | Annotated[list[Ids], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool | None = None
     suffix: str | None = None
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
     response_format: ResponseFormat | None = None
     add_special_tokens: bool | None = None  # what the checkpoint puts before a raw prompt; yes unless false
     return_tokens_as_token_ids: bool | None = None
+
+    def best_of_prompt(self) -> int | None:
+        """SamplingParams.prompt_logprobs: `echo` asks for as many as `logprobs` does. Raises RequestError."""
+        asked = (streamless(self.prompt_logprobs, self.stream), self.logprobs if self.echo else None)
+        return max((best for best in asked if best is not None), default=None)
 
     def prompts(self) -> list[str | list[int]]:
         """One entry per prompt."""
@@ -49,8 +55,3 @@ class CompletionBody(SamplingFields):
             raise UnsupportedError(
                 "best_of is not supported.", "Every answer is returned.", "Leave it out, and set n.", param="best_of"
             )
-        if self.echo and self.logprobs is not None:
-            raise UnsupportedError(
-                "echo with logprobs is not supported.", "The prompt's own probabilities are not computed.",
-                "Leave one of them out.", param="echo",
-            )  # fmt: skip

@@ -29,6 +29,18 @@ class Named:
 ToolChoice = Literal["none", "auto", "required"] | Named
 
 
+def opens_turn(add_generation_prompt: bool | None, continue_final_message: bool | None) -> bool:
+    """Whether the prompt ends with the opening of the assistant's turn. Raises RequestError if asked for both ends."""
+    if add_generation_prompt and continue_final_message:
+        raise RequestError(
+            "continue_final_message and add_generation_prompt exclude each other.",
+            "The answer goes on with the final message, or begins a new one.",
+            'Set "add_generation_prompt": false.',
+            param="continue_final_message",
+        )
+    return not continue_final_message if add_generation_prompt is None else add_generation_prompt
+
+
 @dataclass(frozen=True)
 class Conversation:
     """`tools` in chat form. `template` are further variables for the chat template. `grammar` constrains the answer."""
@@ -38,6 +50,7 @@ class Conversation:
     tool_choice: ToolChoice = "auto"
     template: Mapping[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool = True
+    continue_final_message: bool = False
     grammar: Grammar | None = None
 
 
@@ -69,6 +82,13 @@ async def prepare(
                 'Drop response_format, or set tool_choice to "auto".',
                 param="tool_choice",
             )
+        if conversation.continue_final_message:
+            raise RequestError(
+                "tool_choice forces a call, and the final message is to be continued.",
+                "A message that has begun as text does not become a call.",
+                'Drop continue_final_message, or set tool_choice to "auto".',
+                param="tool_choice",
+            )
         grammar = forced_grammar(forced)
     params = sampling(grammar)
     front.require_capacity(params.n)
@@ -78,8 +98,13 @@ async def prepare(
     extra = {**(_NO_THINKING if grammar else {}), **conversation.template}
 
     def render(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> Prompt:
-        asks = conversation.add_generation_prompt
-        return template.render(messages, tools, add_generation_prompt=asks, extra=extra)
+        return template.render(
+            messages,
+            tools,
+            add_generation_prompt=conversation.add_generation_prompt,
+            continue_final_message=conversation.continue_final_message,
+            extra=extra,
+        )
 
     def render_all() -> tuple[Prompt, list[int | None]]:
         prompt = render(unmarked.messages, unmarked.tools)

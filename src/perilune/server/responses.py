@@ -23,6 +23,7 @@ from perilune.server.responses_body import ResponsesBody
 from perilune.server.responses_events import EventBody, ItemWriter
 from perilune.server.sse import Begun, EventStream, begin, named_event, unless_gone
 from perilune.server.stream import Answers, Finish, Usage
+from perilune.text.tokenizer import Tokenizer
 
 router = APIRouter(route_class=JsonRoute, tags=["generation"])
 
@@ -51,6 +52,7 @@ class ResponseBody(BaseModel):
     text: dict[str, Any]
     tool_choice: Any
     tools: list[dict[str, Any]]
+    top_logprobs: int
     top_p: float
     truncation: Literal["disabled"]
 
@@ -58,14 +60,15 @@ class ResponseBody(BaseModel):
 @router.post("/v1/responses", response_model=ResponseBody, responses={**STREAM_OR_JSON, **GENERATION_ERRORS})
 async def responses(body: ResponsesBody, request: Request, front: FrontDep) -> Response:
     """Answers a conversation in OpenAI's Responses form, with text and function calls. Keeps nothing."""
-    reply = _Reply(body, front.model(body.model))
+    model, top = front.model(body.model), body.top()
     body.refuse_unsupported()
     prepared = await prepare(
         front,
         body.conversation(),
-        lambda grammar: body.sampling(max_tokens=body.max_output_tokens, logprobs=None, grammar=grammar),
+        lambda grammar: body.sampling(max_tokens=body.max_output_tokens, logprobs=top, grammar=grammar),
         front.salt(request),
     )
+    reply = _Reply(body, model, front.tokenizer())
     answers, deltas = Answers(prepared.make_reader), front.answer([prepared.job])
     if body.stream:
         begun = await begin(request, deltas)
@@ -77,10 +80,10 @@ async def responses(body: ResponsesBody, request: Request, front: FrontDep) -> R
 class _Reply:
     """The response as far as it has come."""
 
-    def __init__(self, body: ResponsesBody, model: str) -> None:
+    def __init__(self, body: ResponsesBody, model: str, tokenizer: Tokenizer) -> None:
         self._body, self._model = body, model
         self._id, self._created = f"resp_{uuid.uuid4().hex}", int(time.time())
-        self.writer = ItemWriter()
+        self.writer = ItemWriter(tokenizer)
         self.status: Status = "in_progress"
         self.error: dict[str, Any] | None = None
 
@@ -121,6 +124,7 @@ class _Reply:
             text=sent.text.model_dump(by_alias=True, exclude_none=True) if sent.text else {"format": {"type": "text"}},
             tool_choice=_shown(sent.tool_choice),
             tools=sent.tools or [],
+            top_logprobs=sent.top_logprobs or 0,
             top_p=1.0 if sent.top_p is None else sent.top_p,
             truncation="disabled",
         )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from perilune.engine.request import Grammar
+from perilune.engine.request import MAX_LOGPROBS, Grammar
 from perilune.errors import RequestError, UnsupportedError
 from perilune.server.body import INT32_MAX, LooseBody
 from perilune.server.conversation import Conversation, Named, ToolChoice
@@ -35,6 +35,8 @@ _TOOL_SCHEMA = {
         "cache_control": MARK_SCHEMA,
     },
 }
+
+_LOGPROBS = "message.output_text.logprobs"
 
 Item = Annotated[dict[str, Any], WithJsonSchema(_ITEM_SCHEMA)]
 FlatTool = Annotated[dict[str, Any], WithJsonSchema(_TOOL_SCHEMA)]
@@ -77,6 +79,7 @@ class ResponsesBody(SamplingFields):
     previous_response_id: str | None = None
     background: bool | None = None
     include: list[str] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     truncation: Literal["auto", "disabled"] | None = None
     # Accepted because OpenAI's clients send them; nothing here acts on them.
     store: bool | None = None
@@ -85,6 +88,16 @@ class ResponsesBody(SamplingFields):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+
+    def top(self) -> int | None:
+        """SamplingParams.logprobs. Raises RequestError for top_logprobs of log probabilities nobody asked for."""
+        if _LOGPROBS in (self.include or []):
+            return self.top_logprobs or 0
+        if self.top_logprobs:
+            raise RequestError(
+                f'top_logprobs needs "{_LOGPROBS}".', fix=f'Add "include": ["{_LOGPROBS}"].', param="top_logprobs"
+            )
+        return None
 
     def refuse_unsupported(self) -> None:
         """Raises UnsupportedError for what needs a store of past responses, or has no place in one answer."""
@@ -104,10 +117,6 @@ class ResponsesBody(SamplingFields):
             )  # fmt: skip
         if self.n not in (None, 1):
             raise UnsupportedError("A response has one answer.", f"n is {self.n}.", "Leave n out.", param="n")
-        if "message.output_text.logprobs" in (self.include or []):
-            raise UnsupportedError(
-                "Log probabilities are not part of responses here.", fix="Use /v1/chat/completions.", param="include"
-            )
 
     def conversation(self) -> Conversation:
         """Raises RequestError or UnsupportedError naming the field."""

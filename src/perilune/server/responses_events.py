@@ -5,25 +5,34 @@ One writer makes both: a stream sends its events, a whole answer keeps only the 
 
 from __future__ import annotations
 
+import copy
 import uuid
 from typing import Any
 
+from perilune.server.logprobs import token_logprob
+from perilune.server.spelling import Spelling
 from perilune.server.stream import Step
 from perilune.text.events import ContentDelta, ReasoningDelta, ToolCallArguments, ToolCallStart
+from perilune.text.tokenizer import Tokenizer
 
 EventBody = dict[str, Any]
 
 
 class ItemWriter:
-    """Takes Steps in order. At most one item is open; an event of another kind closes it."""
+    """Takes Steps in order. At most one item is open; an event of another kind closes it.
 
-    def __init__(self) -> None:
+    A message's text has the log probabilities of the tokens that spelled it, if steps bring any.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.items: list[dict[str, Any]] = []
+        self._tokenizer, self._spelling = tokenizer, Spelling(tokenizer)
         self._open = False
         self._events: list[EventBody] = []
 
     def take(self, step: Step) -> list[EventBody]:
         """The events one step makes, without their sequence numbers."""
+        self._spelling.add(step.logprobs or ())
         for event in step.events:
             if isinstance(event, ReasoningDelta):
                 self._text(event.text, "reasoning")
@@ -50,11 +59,14 @@ class ItemWriter:
             else:
                 self._start("rs", {"type": kind, "summary": [], "content": []})
                 part = {"type": "reasoning_text", "text": ""}
-            self._emit("response.content_part.added", content_index=0, part=dict(part))
+            self._emit("response.content_part.added", content_index=0, part=copy.deepcopy(part))
             self.items[-1]["content"].append(part)
         self.items[-1]["content"][0]["text"] += text
+        tokens = self._spelling.take(text)
         if kind == "message":
-            self._emit("response.output_text.delta", content_index=0, delta=text, logprobs=[])
+            logprobs = [token_logprob(token, self._tokenizer).model_dump() for token in tokens]
+            self.items[-1]["content"][0]["logprobs"] += logprobs
+            self._emit("response.output_text.delta", content_index=0, delta=text, logprobs=logprobs)
         else:
             self._emit("response.reasoning_text.delta", content_index=0, delta=text)
 
@@ -62,7 +74,11 @@ class ItemWriter:
         self.items.append({"id": f"{prefix}_{uuid.uuid4().hex}", "status": "in_progress", **item})
         self._open = True
         self._events.append(
-            {"type": "response.output_item.added", "output_index": len(self.items) - 1, "item": _copy(self.items[-1])}
+            {
+                "type": "response.output_item.added",
+                "output_index": len(self.items) - 1,
+                "item": copy.deepcopy(self.items[-1]),
+            }
         )
 
     def _close(self, status: str) -> None:
@@ -73,22 +89,18 @@ class ItemWriter:
         if item["type"] == "function_call":
             self._emit("response.function_call_arguments.done", name=item["name"], arguments=item["arguments"])
         else:
-            part = dict(item["content"][0])
+            part = copy.deepcopy(item["content"][0])
             if item["type"] == "message":
-                self._emit("response.output_text.done", content_index=0, text=part["text"], logprobs=[])
+                done = {"text": part["text"], "logprobs": part["logprobs"]}
+                self._emit("response.output_text.done", content_index=0, **done)
             else:
                 self._emit("response.reasoning_text.done", content_index=0, text=part["text"])
             self._emit("response.content_part.done", content_index=0, part=part)
         self._events.append(
-            {"type": "response.output_item.done", "output_index": len(self.items) - 1, "item": _copy(item)}
+            {"type": "response.output_item.done", "output_index": len(self.items) - 1, "item": copy.deepcopy(item)}
         )
 
     def _emit(self, kind: str, **fields: Any) -> None:
         self._events.append(
             {"type": kind, "item_id": self.items[-1]["id"], "output_index": len(self.items) - 1, **fields}
         )
-
-
-def _copy(item: dict[str, Any]) -> dict[str, Any]:
-    """The item as it is now; it grows after the event is made."""
-    return {key: [dict(part) for part in value] if isinstance(value, list) else value for key, value in item.items()}

@@ -81,14 +81,26 @@ class SamplingFields(StrictBody):
     def wants_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def sampling(self, *, max_tokens: int | None, logprobs: int | None, grammar: Grammar | None) -> SamplingParams:
+    def sampling(
+        self,
+        *,
+        max_tokens: int | None,
+        logprobs: int | None,
+        grammar: Grammar | None,
+        prompt_logprobs: int | None = None,
+    ) -> SamplingParams:
         """These fields as SamplingParams. Raises RequestError for a value out of range."""
         given = {name: value for name in _PLAIN if (value := getattr(self, name)) is not None}
         if isinstance(given.get("stop"), list):
             given["stop"] = tuple(given["stop"])
         bias = {int(key): value for key, value in (self.logit_bias or {}).items()}
         params: SamplingParams = SamplingParams(
-            **given, max_tokens=max_tokens, logprobs=logprobs, logit_bias=bias, grammar=grammar
+            **given,
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            logit_bias=bias,
+            grammar=grammar,
         )
         return params
 
@@ -114,6 +126,18 @@ def _one_of(choices: list[str]) -> str:
 
 def text_of(schema: dict[str, Any] | str) -> str:
     return schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)
+
+
+def streamless(prompt_logprobs: int | None, stream: bool | None) -> int | None:
+    """`prompt_logprobs` as they came. Raises RequestError for a stream, whose events have no place for them."""
+    if stream and prompt_logprobs is not None:
+        raise RequestError(
+            "prompt_logprobs do not come in a stream.",
+            "No event has a place for them.",
+            "Leave stream out, or send echo with logprobs to /v1/completions.",
+            param="prompt_logprobs",
+        )
+    return prompt_logprobs
 
 
 def only_one(grammars: list[Grammar]) -> Grammar | None:

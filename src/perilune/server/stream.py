@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from perilune.engine.request import TextDelta, TokenLogprobs
+from perilune.engine.request import PromptLogprobs, TextDelta, TokenLogprobs
 from perilune.errors import EngineDeadError, PeriluneError
 from perilune.text.events import ContentDelta, Event, ReasoningDelta, ToolCallArguments, ToolCallStart
 
@@ -46,6 +46,7 @@ class Step:
     logprobs: tuple[TokenLogprobs, ...] | None
     finish: Finish | None
     stop_reason: int | str | None
+    prompt_logprobs: tuple[PromptLogprobs | None, ...] | None = None
 
 
 @dataclass
@@ -93,7 +94,16 @@ class Answers:
         finish: Finish | None = None
         if delta.finish_reason:
             finish = "length" if delta.finish_reason == "length" else "tool_calls" if choice.calls else "stop"
-        return Step(delta.index, first, tuple(events), delta.token_ids, delta.logprobs, finish, delta.stop_reason)
+        return Step(
+            delta.index,
+            first,
+            tuple(events),
+            delta.token_ids,
+            delta.logprobs,
+            finish,
+            delta.stop_reason,
+            delta.prompt_logprobs,
+        )
 
     @property
     def usage(self) -> Usage:
@@ -126,6 +136,7 @@ class Folded:
     logprobs: list[TokenLogprobs] | None = None
     finish: Finish = "stop"
     stop_reason: int | str | None = None
+    prompt_logprobs: tuple[PromptLogprobs | None, ...] | None = None
 
     def add(self, step: Step) -> None:
         for event in step.events:
@@ -140,6 +151,8 @@ class Folded:
         self.token_ids.extend(step.token_ids)
         if step.logprobs is not None:
             self.logprobs = [*(self.logprobs or []), *step.logprobs]
+        if step.prompt_logprobs is not None:
+            self.prompt_logprobs = step.prompt_logprobs
         if step.finish:
             self.finish, self.stop_reason = step.finish, step.stop_reason
 

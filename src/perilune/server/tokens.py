@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from perilune.errors import RequestError
 from perilune.server.body import JsonRoute, StrictBody, TokenId
 from perilune.server.chat_body import Message, Tool
+from perilune.server.conversation import opens_turn
 from perilune.server.front import Front, FrontDep
 from perilune.server.marks import take_marks
 from perilune.server.openapi import BODY_ERRORS
@@ -25,7 +26,8 @@ class TokenizeBody(StrictBody):
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     tools: list[Tool] | None = None
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool | None = None
     add_special_tokens: bool | None = None  # what the checkpoint puts before a raw prompt; yes unless false
@@ -76,7 +78,8 @@ def _ids(front: Front, body: TokenizeBody) -> list[int]:
     prompt = front.chat_template().render(
         unmarked.messages,
         unmarked.tools,
-        add_generation_prompt=body.add_generation_prompt,
+        add_generation_prompt=opens_turn(body.add_generation_prompt, body.continue_final_message),
+        continue_final_message=bool(body.continue_final_message),
         extra=body.chat_template_kwargs,
     )
     return prompt.ids

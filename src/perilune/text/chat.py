@@ -14,13 +14,16 @@ import jinja2
 from perilune.errors import CheckpointError, RequestError
 from perilune.text.added import named_token
 from perilune.text.guard import Guard, Markers
-from perilune.text.messages import Arguments, checked_messages, checked_tools, deep_sorted
+from perilune.text.messages import Arguments, checked_messages, checked_tools, deep_sorted, require_continuable
 from perilune.text.sandbox import BoundedEnvironment
 from perilune.text.tokenizer import Tokenizer
+from perilune.text.typescript import declarations
 from perilune.text.vocabulary import read_json
 
 _KIMI_MARK = "<|tool_calls_section_begin|>"
 """A vocabulary with this token is Kimi's: sorted tools, and an opening <think> that may go unsaid."""
+_TYPESCRIPT = "tools_ts_str"
+"""What templates since Kimi-K2.5's call the tools in TypeScript."""
 _SWITCHES = ("thinking", "enable_thinking")
 """What Kimi's and GLM's templates call the variable that turns reasoning off."""
 _TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
@@ -78,30 +81,45 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         extra: Mapping[str, Any] | None = None,
     ) -> Prompt:
         """The prompt for `messages`. `extra` are further template variables, such as `enable_thinking`.
 
+        With `continue_final_message` it ends where the text of the last message ends, and no turn is opened.
         Raises RequestError with `param` set: bad messages, tools or extra; a template that rejects them.
         """
         if taken := _RESERVED & set(extra or {}):
             raise RequestError(f"{min(taken)!r} cannot be a template variable.", param="chat_template_kwargs")
         guard = Guard(self._markers)
         checked = checked_messages(messages, splits_thinking="</think>" in self._tokenizer.special_ids)
+        hidden = [_hidden_message(message, guard) for message in checked]
+        if continue_final_message:
+            require_continuable(checked[-1], f"messages[{len(checked) - 1}]")
+            hidden[-1]["content"] = guard.with_end(hidden[-1]["content"])
+            add_generation_prompt = False
         checked_list = checked_tools(tools)
         if _KIMI_MARK in self._tokenizer.special_ids:
             checked_list = deep_sorted(checked_list)
         variables = {
             **self._tokens,
+            **self._typescript(checked_list, guard),
             **guard.hide(dict(extra or {})),
-            "messages": [_hidden_message(message, guard) for message in checked],
+            "messages": hidden,
             "tools": guard.hide(checked_list),
             "add_generation_prompt": add_generation_prompt,
         }
         text = self._run("tool_use" if checked_list and "tool_use" in self._templates else "default", variables, guard)
+        if continue_final_message:
+            text = _cut(text, guard)
         opens = add_generation_prompt and not any((extra or {}).get(switch) is False for switch in _SWITCHES)
         inside = self._starts_in_reasoning(text.rstrip(), opens)
         return Prompt(self._encode(text, guard), guard.reveal(text), inside)
+
+    def _typescript(self, tools: Sequence[Mapping[str, Any]] | None, guard: Guard) -> dict[str, str]:
+        """Kimi-K2.5's tool declarations, for templates that print them; without them, these print JSON."""
+        text = declarations(deep_sorted(tools)) if tools and self.writes(_TYPESCRIPT) else None
+        return {} if text is None else {_TYPESCRIPT: guard.hide_text(text)}
 
     def writes(self, marker: str) -> bool:
         """Whether any of the templates mentions `marker`."""
@@ -131,6 +149,18 @@ class ChatTemplate:
             ids.append(self._tokenizer.special_ids[marker.group()])
             start = marker.end()
         return ids + self._tokenizer.encode(guard.reveal(text[start:]))
+
+
+def _cut(text: str, guard: Guard) -> str:
+    before = guard.up_to_end(text)
+    if before is None:
+        raise RequestError(
+            "The final message cannot be continued.",
+            "The model's chat template leaves its text out or changes it.",
+            "Leave continue_final_message out.",
+            param="continue_final_message",
+        )
+    return before
 
 
 def _hidden_message(message: Mapping[str, Any], guard: Guard) -> dict[str, Any]:

@@ -50,6 +50,7 @@ class Guard:
         self._nonce = f"q{secrets.randbelow(10**12):012d}"
         self._table = {ord(char): self._placeholder(char) for char in markers.firsts}
         self._hidden = re.compile(self._nonce + r"(\d{7})q", re.IGNORECASE)
+        self._end = re.compile(self._nonce + r"endq( ?)", re.IGNORECASE)
         self.chars = 0
         """Characters of all strings hidden so far."""
 
@@ -74,6 +75,18 @@ class Guard:
 
     def reveal(self, text: str) -> str:
         return self._hidden.sub(lambda match: chr(int(match.group(1))), text)
+
+    def with_end(self, hidden: str) -> str:
+        """A hidden text with a mark at its end, for `up_to_end`. The space tells later whether the template trims."""
+        return f"{hidden}{self._nonce}endq "
+
+    def up_to_end(self, text: str) -> str | None:
+        """What a template rendered up to the mark, trimmed if the template trims; None if the mark is gone."""
+        marks = list(self._end.finditer(text))
+        if not marks:
+            return None
+        before = text[: marks[-1].start()]
+        return before if marks[-1].group(1) else before.rstrip()
 
     def hide_key(self, key: Any) -> Any:
         # Templates look keys up by name, so a plain one stays as it is, unless it is a marker itself.

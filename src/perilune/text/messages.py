@@ -52,6 +52,20 @@ def _message(message: Any, where: str, splits_thinking: bool) -> dict[str, Any]:
     return out
 
 
+def require_continuable(message: Mapping[str, Any], where: str) -> None:
+    """A checked message that the model can go on writing. Raises RequestError."""
+    why = None
+    if message["role"] != "assistant":
+        why = f"Its role is {message['role']!r}, and the answer is the assistant's."
+    elif message.get("tool_calls"):
+        why = "It ends with tool_calls."
+    elif not message["content"].strip():
+        why = "It has no content."
+    if why:
+        fix = "End messages with the beginning of the assistant's answer, or leave continue_final_message out."
+        raise RequestError(f"{where} cannot be continued.", why, fix, param="continue_final_message")
+
+
 def _assistant(out: dict[str, Any], where: str, splits_thinking: bool) -> None:
     if "reasoning" in out:
         out.setdefault("reasoning_content", out.pop("reasoning"))

@@ -1,26 +1,44 @@
-"""y = x W^T in C++, for bf16 activations and every packed format: `csrc/linear.h`."""
+"""y = x W^T in C++, for bf16 activations and every format, in strips or as stored: `csrc/linear.h`."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from perilune.ops.linear.formats import DenseWeight, Weight
+from perilune.ops.linear.formats import TiledWeight, Weight, tile
 from perilune.ops.native import BF16, Native, address
 
-# Dense products of this many rows go to torch where its bf16 product runs on bf16 instructions (measured: log.md).
-DENSE_ROWS_FOR_TORCH = 32
+
+def prepare(native: Native, weight: Weight) -> Weight:
+    """`weight` in strips if it can be, rearranged in place, with its handle: what the kernels are fastest with."""
+    tiled = tile(weight)
+    return replace(tiled, handle=native.weight(tiled)) if isinstance(tiled, TiledWeight) else tiled
 
 
 def linear(native: Native, x: Tensor, weight: Weight) -> Tensor:
     """As the reference: x [T, K] -> [T, N] bf16. Raises KernelInputError."""
-    n, k = weight.shape
-    if isinstance(weight, DenseWeight) and x.shape[0] >= DENSE_ROWS_FOR_TORCH and native.torch_has_fast_bf16:
-        return torch.nn.functional.linear(x, weight.data)
+    return linears(native, x, [[weight]])[0]
+
+
+def linears(native: Native, x: Tensor, groups: Sequence[Sequence[Weight]]) -> list[Tensor]:
+    """As the reference: x [T, K] -> [T, sum of N] bf16 per group. Reads x once. Raises KernelInputError."""
     x = x.contiguous()
-    tokens = x.shape[0]
-    out = torch.empty(tokens, n, dtype=BF16)
+    tokens, inputs = x.shape[0], groups[0][0].shape[-1]
+    outs, handles, places, steps = [], [], [], []
+    for group in groups:
+        width = sum(weight.shape[-2] for weight in group)
+        out = torch.empty(tokens, width, dtype=BF16)
+        place = out.data_ptr()
+        for weight in group:
+            handles.append(native.weight(weight))
+            places.append(place)
+            steps.append(width)
+            place += weight.shape[-2] * BF16.itemsize
+        outs.append(out)
     native.kernels.linear(
-        address(x, BF16, tokens, k, name="x"), tokens, native.weight(weight), out.data_ptr(), native.threads
+        address(x, BF16, tokens, inputs, name="x"), tokens, inputs, handles, places, steps, native.threads
     )
-    return out
+    return outs

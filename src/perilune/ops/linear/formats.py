@@ -10,10 +10,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
+
+from perilune.ops.linear.strips import MULTIPLE, interleave, separate
 
 INT4_PER_WORD = 8
 MXFP4_BLOCK = 32
@@ -25,7 +27,12 @@ _MXFP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 @dataclass(frozen=True, eq=False)
 class _Stored:
-    """What the formats share: their tensors, their size, stacking."""
+    """What the formats share: their tensors, their size, stacking.
+
+    `in_strips` says which tensors change when the weight is laid out in strips, and how: see `strips.interleave`.
+    """
+
+    in_strips: ClassVar[dict[str, tuple[int, int] | None]] = {}
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -40,7 +47,11 @@ class _Stored:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same weight with every tensor changed: moved to a device, sliced along the stack."""
-        return dataclasses.replace(self, **{name: change(tensor) for name, tensor in self.tensors.items()})
+        return self.changed({name: change(tensor) for name, tensor in self.tensors.items()})
+
+    def changed(self, tensors: dict[str, Tensor]) -> Self:
+        """The same weight with these of its tensors in place of its own."""
+        return dataclasses.replace(self, **tensors)
 
     def expert(self, e: int) -> Self:
         """Matrix `e` of a stack, as a view."""
@@ -52,6 +63,7 @@ class DenseWeight(_Stored):
     """Plain values: `data` [N, K], any float dtype."""
 
     data: Tensor
+    in_strips: ClassVar = {"data": (1, 1)}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,6 +88,7 @@ class Int4Weight(_Stored):
     zero: Tensor | None
     group: int
     columns: int | None = None
+    in_strips: ClassVar = {"packed": (1, 1), "scale": None, "zero": None}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -101,6 +114,7 @@ class Mxfp4Weight(_Stored):
 
     packed: Tensor
     scale: Tensor
+    in_strips: ClassVar = {"packed": (1, 1), "scale": None}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -124,6 +138,7 @@ class Fp8BlockWeight(_Stored):
 
     data: Tensor
     scale_inv: Tensor
+    in_strips: ClassVar = {"data": (2, 2)}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -141,7 +156,60 @@ class Fp8BlockWeight(_Stored):
         return (self.data.float() * scale).to(dtype)
 
 
-Weight = DenseWeight | Int4Weight | Mxfp4Weight | Fp8BlockWeight
+@dataclass(frozen=True, eq=False)
+class Int8Weight(_Stored):
+    """What `quantise_int8` makes of dense values: weight = data * scale.
+
+    `data` int8 [N, K] in -127..127; `scale` bfloat16 [N, ceil(K/group)]; the last group may be short.
+    """
+
+    data: Tensor
+    scale: Tensor
+    group: int
+    in_strips: ClassVar = {"data": (4, 2), "scale": None}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.data.shape)
+
+    def dequantise(self, dtype: torch.dtype) -> Tensor:
+        """[N, K]: the fp32 product, rounded once to `dtype`, as kernels apply the scale in fp32."""
+        return (self.data.float() * _spread(self.scale.float(), self.group, self.shape[-1])).to(dtype)
+
+
+StoredWeight = DenseWeight | Int4Weight | Mxfp4Weight | Fp8BlockWeight | Int8Weight
+
+
+@dataclass(frozen=True, eq=False)
+class TiledWeight(_Stored):
+    """A weight whose tensors lie in strips (`strips.py`): only C++ kernels read them as they are.
+
+    `plain` names its tensors and shapes; its methods would read their bytes in the wrong order. `handle` is the
+    kernels' own view of it, made once, if they made one.
+    """
+
+    plain: StoredWeight
+    handle: object = None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return self.plain.tensors
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return dataclasses.replace(self, plain=self.plain.map(change), handle=None)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.plain.shape
+
+    def dequantise(self, dtype: torch.dtype) -> Tensor:
+        """[N, K]: a copy is put back into order first."""
+        tensors, swaps = self.tensors, self.plain.in_strips
+        ordered = {name: separate(tensors[name], swap) for name, swap in swaps.items() if name in tensors}
+        return self.plain.changed(ordered).dequantise(dtype)
+
+
+Weight = StoredWeight | TiledWeight
 _W = TypeVar("_W", bound=_Stored)
 
 
@@ -150,6 +218,31 @@ def stack(weights: Sequence[_W]) -> _W:
     first = weights[0]
     parts = {name: torch.stack([w.tensors[name] for w in weights]) for name in first.tensors}
     return dataclasses.replace(first, **parts)
+
+
+def tile(weight: Weight) -> Weight:
+    """The weight in strips, rearranged in place: nobody else may read its tensors any more.
+
+    Returned as it is: one that is in strips, whose sides are not multiples of 32, or whose values no kernel reads.
+    """
+    if isinstance(weight, TiledWeight) or any(side % MULTIPLE for side in weight.shape[-2:]):
+        return weight
+    if isinstance(weight, DenseWeight) and weight.data.dtype != torch.bfloat16:
+        return weight
+    for name, swap in weight.in_strips.items():
+        if name in weight.tensors:
+            interleave(weight.tensors[name], swap)
+    return TiledWeight(weight)
+
+
+def quantise_int8(values: Tensor, group: int) -> Int8Weight:
+    """Dense [..., N, K] -> int8, symmetric: in each `group` inputs of an output the largest value becomes 127."""
+    columns = values.shape[-1]
+    groups = torch.nn.functional.pad(values.float(), (0, -columns % group)).unflatten(-1, (-1, group))
+    scale = (groups.abs().amax(-1) / 127).bfloat16()
+    inverse = torch.where(scale == 0, 0.0, 1 / scale.float())
+    data = (groups * inverse[..., None]).round().clamp(-127, 127).to(torch.int8)
+    return Int8Weight(data.flatten(-2)[..., :columns].contiguous(), scale, group)
 
 
 def unpack_int4(packed: Tensor, columns: int) -> Tensor:

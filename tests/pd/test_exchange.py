@@ -1,0 +1,58 @@
+"""Two engines, real arenas, real sockets: every byte arrives or the request is lost, and nothing stays pinned."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from conftest import QUICK, Canonical, TestEngine, hybrid
+
+from perilune.pd.settings import Arrived, Unpinned
+
+Make = Callable[..., TestEngine]
+
+
+def places(seed: int, tokens: int, engine: TestEngine) -> tuple[list[int], int]:
+    """A fragmented page table and a slot."""
+    rng = random.Random(seed)
+    return rng.sample(range(engine.plan.pages), -(-tokens // 64)), rng.randrange(engine.plan.rows)
+
+
+def hand_over(source: TestEngine, target: TestEngine, tokens: int, cached: int = 0, seed: int = 1) -> list[str]:
+    """Moves one sequence and says what is wrong with what arrived."""
+    prompt = list(range(tokens))
+    canonical = Canonical(source.spec, tokens, seed)
+    there, slot = places(seed, tokens, source)
+    here, target_slot = places(seed + 1, tokens, target)
+    canonical.write(source.arenas, there, slot)
+    lease, ticket = source.exchange.offer(prompt)
+    source.exchange.seal(lease, there, slot, b"first token")
+    target.exchange.receive(f"r{seed}", ticket, prompt, here, target_slot, cached)
+    arrived = target.wait(Arrived)
+    assert arrived.payload == b"first token"
+    assert arrived.tokens == tokens
+    assert source.wait(Unpinned) == Unpinned(lease, "released")
+    return canonical.wrong(target.arenas, here, target_slot, cached)
+
+
+@pytest.mark.parametrize("p", [1, 2, 4])
+@pytest.mark.parametrize("d", [1, 2, 4])
+def test_case_12_every_byte_arrives_between_any_degrees(engines: Make, p: int, d: int) -> None:
+    source, target = engines("prefill", hybrid(), p), engines("d", hybrid(), d)
+    for tokens in (1, 63, 64, 65, 127, 128, 300):
+        assert hand_over(source, target, tokens, seed=tokens) == []
+        assert hand_over(source, target, tokens, tokens // 64 * 64, seed=tokens + 1000) == []
+
+
+def test_case_9_4097_tokens(engines: Make) -> None:
+    source, target = engines("prefill", hybrid()), engines("d", hybrid(), 2)
+    assert hand_over(source, target, 4097) == []
+
+
+def test_all_transports(engines: Make, transport_name: str) -> None:
+    settings = replace(QUICK, transports=(transport_name,))
+    source, target = engines("prefill", hybrid(), 2, settings), engines("d", hybrid(), 1, settings)
+    for tokens in (1, 64, 300):
+        assert hand_over(source, target, tokens, seed=tokens) == []
