@@ -104,8 +104,6 @@ class CacheManager:
         request_id: str,
         tokens: int,
         prompt: tuple[int, ...] = (),
-        *,
-        most: int | None = None,
         salt: bytes = b"",
         marks: tuple[int, ...] = (),
         most: int | None = None,
@@ -125,6 +123,7 @@ class CacheManager:
                 f"{request_id!r} needs a slot and {pages_for(tokens)} pages; "
                 f"{self.plan.slots - len(self._held)} slots and {self._pages.free} pages are free"
             )
+        lost = self._tree.lost(prompt, reusable(len(prompt)), match, salt)
         held = _Held(-1, tokens, [node.page for node in match.reused], prompt, salt, marks, cached=match.tokens)
         self._pages.retain(held.pages, request_id)
         self._take_slot(request_id, held, match.node if self._tree.stateful else None)
