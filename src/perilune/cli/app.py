@@ -10,7 +10,7 @@ import typer
 from perilune import __version__
 from perilune.errors import PeriluneError
 
-COMMANDS = ("plan", "serve", "generate", "chat", "demo", "smoke", "ops", "cache")
+COMMANDS = ("plan", "serve", "generate", "chat", "demo", "smoke", "ops", "cache", "bench")
 
 
 def build(only: str | None = None) -> typer.Typer:
@@ -24,7 +24,11 @@ def build(only: str | None = None) -> typer.Typer:
     )
     for name in COMMANDS if only is None else (only,):
         module = importlib.import_module(f"perilune.cli.{name}")
-        app.command(name)(getattr(module, name))
+        command = getattr(module, name)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
 
     @app.callback(invoke_without_command=True)
     def version(show: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
