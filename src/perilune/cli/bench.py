@@ -118,6 +118,123 @@ def schema() -> None:
     typer.echo(json.dumps(of_files(), indent=2))
 
 
+Results = Annotated[Path, typer.Argument(help="A folder of results.")]
+Into = Annotated[Path, typer.Option("--into", help="Folder for results; what it has is not measured again.")]
+
+
+@bench.command()
+def run(file: File, into: Into, sweep: Sweep = None, fact: Facts = None) -> None:
+    """Measure every point the folder does not have yet. Exit status 1 if a run failed."""
+    from perilune.bench import run as running
+    from perilune.bench.store import Store
+
+    points = _points(file, sweep, fact)
+    store = Store(into)
+    try:
+        added = running.run(points, store, running.plain)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; `perilune bench resume {file} --into {into}` goes on", err=True)
+        raise typer.Exit(130) from None
+    wanted = {point.fingerprint for point in points}
+    status = [e["verdict"]["status"] for e in store.entries() if e["fingerprint"] in wanted]
+    typer.echo(f"{len(added)} runs added; {', '.join(f'{status.count(s)} {s}' for s in sorted(set(status)))}")
+    raise typer.Exit(1 if "failed" in status else 0)
+
+
+@bench.command()
+def resume(file: File, into: Into, sweep: Sweep = None, fact: Facts = None) -> None:
+    """Go on with an interrupted run; failed runs are tried again. The same as `run` into a folder that exists."""
+    from perilune.errors import ConfigError
+
+    if not into.is_dir():
+        raise ConfigError(f"{into} is no folder.", fix="`perilune bench run` begins one.")
+    run(file, into, sweep, fact)
+
+
+@bench.command()
+def compare(
+    old: Results,
+    new: Results,
+    metric: Annotated[list[str] | None, typer.Option(help="Compare these; repeat for several.")] = None,
+    margin: Annotated[float, typer.Option(min=0, max=0.5, help="Differences up to this share do not matter.")] = 0.02,
+    level: Annotated[float, typer.Option(min=0.5, max=0.9999)] = 0.95,
+    looks: Annotated[int, typer.Option(min=1, help="How often this is looked at while repeats are added.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Judge new results against old. Exit status 0: nothing worse; 1: something is; 3: not enough data to tell."""
+    from perilune.bench.compare import METRICS
+    from perilune.bench.compare import compare as judged
+    from perilune.bench.store import Store
+
+    found = judged(
+        Store(old).entries(), Store(new).entries(), metric or METRICS, margin=margin, level=level, looks=looks
+    )
+    if as_json:
+        rows = [{**vars(row), "judged": vars(row.judged)} for row in found.rows]
+        typer.echo(json.dumps({"rows": rows, "missing": found.missing, "exit_code": found.exit_code}, indent=2))
+    else:
+        for row in found.rows:
+            typer.echo(f"{row.judged.verdict:<8} {row.sweep}  {row.label}  {row.metric}  {row.judged.why}")
+        typer.echo("\n".join(found.missing), nl=bool(found.missing))
+    raise typer.Exit(found.exit_code)
+
+
+@bench.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Folders of results.")],
+    out: Annotated[Path, typer.Option("--out", help="The HTML file.")] = Path("report.html"),
+) -> None:
+    """Write one HTML file with charts, verdicts and provenance. It loads nothing from anywhere."""
+    from perilune.bench.report.page import page
+    from perilune.bench.store import Store
+
+    out.write_text(page([(str(folder), Store(folder).entries()) for folder in results]), encoding="utf-8")
+    typer.echo(str(out))
+
+
+@bench.command()
+def export(
+    results: Results,
+    form: Annotated[str, typer.Option("--format", help="inferencex or csv.")] = "inferencex",
+) -> None:
+    """Print results in InferenceX's aggregate JSON, or as CSV."""
+    from perilune.bench.export import inferencex, table
+    from perilune.bench.store import Store
+    from perilune.errors import ConfigError, nearest
+
+    if form not in ("inferencex", "csv"):
+        raise ConfigError(f"There is no format {form!r}.", fix=nearest(form, ("inferencex", "csv")))
+    entries = Store(results).entries()
+    if form == "csv":
+        typer.echo(table(entries), nl=False)
+    else:
+        kept = [inferencex(entry) for entry in entries if entry["verdict"]["status"] != "failed"]
+        typer.echo(json.dumps(kept, indent=2))
+
+
+@bench.command("null-server")
+def null_server(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
+    ttft_ms: Annotated[float, typer.Option(min=0)] = 20.0,
+    itl_ms: Annotated[float, typer.Option(min=0)] = 5.0,
+    slots: Annotated[int | None, typer.Option(min=1, help="Requests answered at once; the rest wait.")] = None,
+) -> None:
+    """Answer by the clock instead of a model: what a client measures here is the client."""
+    import asyncio
+
+    from perilune.bench.nullserver import Model, NullServer
+
+    async def serve() -> None:
+        async with NullServer(Model(ttft_ms / 1000, itl_ms / 1000, slots), port) as server:
+            typer.echo(f"serving null at {server.url}")
+            await asyncio.Event().wait()
+
+    try:
+        asyncio.run(serve())
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
 def _points(file: Path, sweep: str | None, facts: list[str] | None) -> tuple[Point, ...]:
     from perilune.bench.plan.expand import expand
     from perilune.bench.spec.facts import parse_facts

@@ -94,7 +94,7 @@ def _said(model: Any) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """`added` and `removed` points of two plans; `kept` keep their results; `changed` pairs differ in what is listed."""
+    """`kept` points keep their results; `changed` ones come in pairs, old and new, with what differs."""
 
     added: tuple[Point, ...]
     removed: tuple[Point, ...]
@@ -103,7 +103,7 @@ class Difference:
 
 
 def difference(old: Sequence[Point], new: Sequence[Point]) -> Difference:
-    """What a change of a file does: points with the same sweep and axis values are compared field by field."""
+    """What a change of a file does. Points with the same sweep and axis values are compared field by field."""
     before = {point.fingerprint: point for point in old}
     after = {point.fingerprint: point for point in new}
     gone = {(p.name, p.label): p for f, p in before.items() if f not in after}

@@ -33,7 +33,7 @@ class Imported:
 
     def text(self) -> str:
         """The sweep file."""
-        return yaml.safe_dump(self.document, sort_keys=False, width=120, default_flow_style=None)
+        return str(yaml.safe_dump(self.document, sort_keys=False, width=120, default_flow_style=None))
 
 
 def import_master(source: YamlFile, keys: str = "*") -> Imported:

@@ -37,6 +37,14 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _whole(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = str(node.value)
+    return int(text, 16) if text.startswith("0x") else int(text)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole)  # 010 is ten, not eight
+
+
 @dataclass(frozen=True)
 class YamlFile:
     """`data` as plain Python; `lines` the 1-based line of every key and list item."""
