@@ -22,7 +22,8 @@ def inferencex(entry: Entry) -> dict[str, Any]:
     topology = entry["server"]["topology"]
     found: dict[str, Any] = {
         "hw": entry["server"]["hardware"], "framework": labels.get("framework", entry["server"]["engine"]),
-        "image": entry["server"]["image"], "model": entry["server"]["model"], "infmax_model_prefix": labels.get("model_prefix"),
+        "image": entry["server"]["image"], "model": entry["server"]["model"],
+        "infmax_model_prefix": labels.get("model_prefix"),
         "precision": labels.get("precision"), "isl": labels.get("isl"), "osl": labels.get("osl"),
         "conc": entry["load"].get("conc"), "tp": topology["tp"], "pp": topology["pp"], "ep": topology["ep"],
         "dp_attention": bool(names.get("dp_attn", labels.get("dp_attn", False))),

@@ -1,4 +1,4 @@
-"""Runs a plan: servers started once and shared by their points, repeats interleaved, each run stored before the next."""
+"""Runs a plan: servers shared by their points, repeats interleaved, each run stored before the next begins."""
 
 from __future__ import annotations
 
@@ -97,9 +97,9 @@ def _reported(point: Point, repeat: int, url: str, running: Running | None, say:
     try:
         entry, records = measure(point, repeat, url)
     except (ConfigError, ClientError, httpx.HTTPError) as error:
-        if running is not None and not running.alive:
-            error = failure(running.process, running.log)
-        entry, records = _entry(point, repeat, failed(f"{error}"), {}, started_at=began), []
+        dead = running is not None and not running.alive
+        reason = failure(running.process, running.log) if running is not None and dead else error
+        entry, records = _entry(point, repeat, failed(f"{reason}"), {}, started_at=began), []
     verdict, metrics = entry["verdict"], entry["metrics"]
     speed = f", {metrics['output_per_s']:.1f} tokens/s" if "output_per_s" in metrics else ""
     said = f", {verdict['reasons'][0]}" if verdict["reasons"] else ""

@@ -161,7 +161,7 @@ def _rates(done: Sequence[Record], duration: float, devices: int, gpus: bool) ->
     if len(inputs) == len(done):
         found["input_per_s"] = sum(inputs) / duration
         cached = [count for record in done if (count := record.cached_tokens) is not None]
-        if len(cached) == len(done) and sum(inputs):
+        if len(cached) == len(done) and sum(inputs) > 0:
             found["hit_rate"] = sum(cached) / sum(inputs)
     if "output_per_s" in found and "input_per_s" in found:
         found["total_per_s"] = found["output_per_s"] + found["input_per_s"]

@@ -53,8 +53,8 @@ def judge(
     """Whether `new` differs from `old` by more than `margin` (0.02 is 2 %), at the given level.
 
     Welch's interval for the difference of the means of logarithms, which is the ratio of geometric means. All of it
-    beyond 1: better or worse, if it also reaches past the margin; all of it within the margin: same; otherwise
-    unknown. `looks` is how often a sequential comparison may look: the error is divided among them (Bonferroni).
+    beyond 1: better or worse, if the ratio is past the margin. Two one-sided tests (the interval at 1 - 2·error)
+    within the margin: same. Otherwise unknown. `looks` is how often a sequential comparison may look: the error is divided among them (Bonferroni).
     """
     if min(*old, *new, math.inf) <= 0:
         return Judged("unknown", None, None, None, "a value is zero or below; a ratio means nothing")
@@ -63,13 +63,14 @@ def judge(
     a, b = [math.log(x) for x in old], [math.log(x) for x in new]
     center = math.fsum(b) / len(b) - math.fsum(a) / len(a)
     va, vb = _variance(a) / len(a), _variance(b) / len(b)
-    error = 0.0
+    error = one_sided = 0.0
     if va + vb > 0:
         freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
         error = math.sqrt(va + vb) * t_quantile(1 - (1 - level) / (2 * looks), freedom)
+        one_sided = math.sqrt(va + vb) * t_quantile(1 - (1 - level) / looks, freedom)
     ratio, low, high = math.exp(center), math.exp(center - error), math.exp(center + error)
     floor, ceiling = 1 - margin, 1 / (1 - margin)
-    if floor <= low and high <= ceiling:
+    if math.log(floor) <= center - one_sided and center + one_sided <= math.log(ceiling):
         return Judged("same", ratio, low, high, f"within {margin:.1%}")
     if (low > 1 and ratio > ceiling) or (high < 1 and ratio < floor):
         gained = (ratio > 1) == (better == "higher")
