@@ -152,6 +152,32 @@ def resume(file: File, into: Into, sweep: Sweep = None, fact: Facts = None) -> N
 
 
 @bench.command()
+def search(
+    file: File,
+    into: Into,
+    sweep: Annotated[str, typer.Option("--sweep", help="The sweep, with an slo and one point beside the load.")],
+    axis: Annotated[str, typer.Option(help="conc or rate.")] = "conc",
+    low: Annotated[int, typer.Option(min=1)] = 1,
+    high: Annotated[int, typer.Option(min=1)] = 256,
+    share: Annotated[float, typer.Option(min=0.01, max=1, help="Of requests that have to keep the SLO.")] = 0.99,
+    fact: Facts = None,
+) -> None:
+    """Find the highest load that keeps the SLO. Exit status 1 if not even the lowest does."""
+    from perilune.bench import run as running
+    from perilune.bench.search import search as bisect
+    from perilune.bench.spec.facts import parse_facts
+    from perilune.bench.spec.load import load_sweeps
+    from perilune.bench.store import Store
+
+    facts = parse_facts(fact or [])
+    found, tried = bisect(load_sweeps(file), sweep, axis, low, high, share, Store(into), running.plain, facts)
+    for each in sorted(tried, key=lambda t: t.load):
+        typer.echo(f"{axis}={each.load}: " + ("failed" if each.good is None else f"{each.good:.1%} within the SLO"))
+    typer.echo(f"highest: {axis}={found}" if found is not None else f"not even {axis}={low} keeps the SLO")
+    raise typer.Exit(0 if found is not None else 1)
+
+
+@bench.command()
 def compare(
     old: Results,
     new: Results,

@@ -53,8 +53,8 @@ def judge(
     """Whether `new` differs from `old` by more than `margin` (0.02 is 2 %), at the given level.
 
     Welch's interval for the difference of the means of logarithms, which is the ratio of geometric means. All of it
-    beyond 1: better or worse, if the ratio is past the margin. Two one-sided tests (the interval at 1 - 2·error)
-    within the margin: same. Otherwise unknown. `looks` is how often a sequential comparison may look: the error is divided among them (Bonferroni).
+    beyond 1, and the ratio past the margin: better or worse. Two one-sided tests within the margin: same. Otherwise
+    unknown. `looks` is how often a sequential comparison may look: the error is divided among them (Bonferroni).
     """
     if min(*old, *new, math.inf) <= 0:
         return Judged("unknown", None, None, None, "a value is zero or below; a ratio means nothing")
