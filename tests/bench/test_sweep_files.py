@@ -9,7 +9,7 @@ import pytest
 
 from perilune.bench.plan.expand import expand
 from perilune.bench.spec.condition import UNKNOWN, parse_condition
-from perilune.bench.spec.facts import mec_firmware, parse_facts
+from perilune.bench.spec.facts import mec_firmware, parse_facts, probe_facts
 from perilune.bench.spec.load import load_sweeps, parse_sweeps, schema
 from perilune.bench.spec.yamlfile import parse_yaml
 from perilune.errors import ConfigError
@@ -95,6 +95,23 @@ def test_the_firmware_rule_holds_whenever_the_firmware_is_old_or_not_known(
     assert mec_firmware(printed) == version
     points = expand(parse_sweeps(GOOD), facts={"mec_fw": mec_firmware(printed)})
     assert all(("HSA_NO_SCRATCH_RECLAIM" in point.server.env) == set_ for point in points)
+
+
+@pytest.mark.parametrize(
+    ("script", "facts"),
+    [("echo 'GPU[0] : MEC firmware version: 150'", {"mec_fw": 150}), ("echo 'MEC N/A'", {}), ("exit 3", {}),
+     ("printf '\\377\\376'", {})],
+)  # fmt: skip
+def test_a_host_s_tool_is_asked_and_may_fail(
+    script: str, facts: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "rocm-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert probe_facts() == facts
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert probe_facts() == {}
 
 
 def test_a_rule_that_rests_on_something_unknown_has_to_say_so() -> None:

@@ -27,7 +27,7 @@ _NOT_SECRET = re.compile(r"(?i)tokens|max-|tokenizer")
 
 
 class Store:
-    """A folder of results. Raises ConfigError if another process writes to it."""
+    """A folder of results. Several processes may append to it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -57,11 +57,9 @@ class Store:
                     file.writelines(to_line(record) for record in records)
                 _flush(raw.fileno())
             temporary.replace(path)
-            whole = b"".join(self._lines())
-            with self._index.open("r+b" if self._index.exists() else "x+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                file.truncate(len(whole))
-                file.seek(len(whole))
+            with self._index.open("a+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
+                file.truncate(sum(map(len, self._lines())))
                 file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
                 file.flush()
                 _flush(file.fileno())

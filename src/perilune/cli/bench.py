@@ -19,7 +19,10 @@ bench = typer.Typer(
 
 File = Annotated[Path, typer.Argument(help="A sweep file.")]
 Sweep = Annotated[str | None, typer.Option("--sweep", help="Only this sweep of the file.")]
-Facts = Annotated[list[str] | None, typer.Option("--fact", help="NAME=VALUE, over the file's hardware facts.")]
+Facts = Annotated[
+    list[str] | None,
+    typer.Option("--fact", help="NAME=VALUE, over the file's hardware facts; `run` reads some itself."),
+]
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
@@ -128,7 +131,7 @@ def run(file: File, into: Into, sweep: Sweep = None, fact: Facts = None) -> None
     from perilune.bench import run as running
     from perilune.bench.store import Store
 
-    points = _points(file, sweep, fact)
+    points = _points(file, sweep, fact, probe=True)
     store = Store(into)
     try:
         added = running.run(points, store, running.plain)
@@ -261,9 +264,10 @@ def null_server(
         raise typer.Exit(0) from None
 
 
-def _points(file: Path, sweep: str | None, facts: list[str] | None) -> tuple[Point, ...]:
+def _points(file: Path, sweep: str | None, facts: list[str] | None, *, probe: bool = False) -> tuple[Point, ...]:
     from perilune.bench.plan.expand import expand
-    from perilune.bench.spec.facts import parse_facts
+    from perilune.bench.spec.facts import parse_facts, probe_facts
     from perilune.bench.spec.load import load_sweeps
 
-    return expand(load_sweeps(file), sweep, parse_facts(facts or []))
+    probed = probe_facts() if probe else {}
+    return expand(load_sweeps(file), sweep, {**probed, **parse_facts(facts or [])})

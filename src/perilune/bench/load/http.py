@@ -38,6 +38,8 @@ class Address:
             raise ConfigError(f"{url!r} is no URL.", f"{error}.", "Write http://host:port.") from error
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"{url!r} is no URL.", fix="Write http://host:port.")
+        if parts.username or parts.password:
+            raise ConfigError("The URL holds a password.", "It would be stored with the results.", "Use api_key_env.")
         tls = parts.scheme == "https"
         return cls(parts.hostname, port or (443 if tls else 80), tls, parts.path.rstrip("/").removesuffix("/v1"))
 

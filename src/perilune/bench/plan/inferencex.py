@@ -74,7 +74,7 @@ def _recipe(entry: Mapping[str, Any]) -> dict[str, Any]:
         recipe["command"] = [framework, "{model}"]
     recipe["argv"] = {flags: "{tp}"}
     if engine == "vllm":
-        recipe["argv"] |= {"max-model-len": "{context}", "enable-prefix-caching": False}
+        recipe["argv"] |= {"max-model-len": "{context}", "no-enable-prefix-caching": True}
         recipe["rules"] = [
             {"when": "ep > 1", "argv": {"enable-expert-parallel": True}, "why": "the entry asks for expert parallelism"}
         ]

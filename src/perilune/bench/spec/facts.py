@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Iterable
 
 from perilune.errors import ConfigError
@@ -28,3 +30,18 @@ def mec_firmware(text: str) -> int | None:
     line = next((line for line in text.splitlines() if re.search(r"\bMEC\b", line)), "")
     last = line.split()[-1] if line.split() else ""
     return int(last, 10) if re.fullmatch(r"\d+", last) else None
+
+
+def probe_facts() -> dict[str, str | int | None]:
+    """What this host's own tools say. Never raises: a tool that is missing, fails or hangs tells nothing."""
+    tool = shutil.which("rocm-smi")
+    if tool is None:
+        return {}
+    try:
+        printed = subprocess.run(  # noqa: S603 - the tool of PATH, without input
+            [tool, "--showfw"], capture_output=True, text=True, timeout=30, check=False
+        ).stdout
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return {}
+    found = mec_firmware(printed)
+    return {} if found is None else {"mec_fw": found}
