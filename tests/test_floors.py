@@ -21,7 +21,7 @@ TORCH_FREE = (
     "perilune.models.checkpoint", "perilune.cache.geometry", "perilune.cache.manager", "perilune.engine.scheduler",
     "perilune.engine.client", "perilune.engine.request", "perilune.server.app", "perilune.cli.plan",
     "perilune.cli.doctor", "perilune.cli.recipe", "perilune.cli.deploy", "perilune.deploy.serving",
-    "perilune.pd.exchange", "perilune.pd.probe",
+    "perilune.cli.bench", "perilune.pd.exchange", "perilune.pd.probe",
 )  # fmt: skip
 
 

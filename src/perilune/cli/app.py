@@ -10,7 +10,9 @@ import typer
 from perilune import __version__
 from perilune.errors import PeriluneError
 
-COMMANDS = ("doctor", "plan", "recipe", "deploy", "serve", "generate", "chat", "demo", "smoke", "ops", "cache")
+COMMANDS = (
+    "doctor", "plan", "recipe", "deploy", "serve", "generate", "chat", "demo", "bench", "smoke", "ops", "cache",
+)  # fmt: skip
 
 
 def build(only: str | None = None) -> typer.Typer:
@@ -24,7 +26,11 @@ def build(only: str | None = None) -> typer.Typer:
     )
     for name in COMMANDS if only is None else (only,):
         module = importlib.import_module(f"perilune.cli.{name}")
-        app.command(name)(getattr(module, name))
+        command = getattr(module, name)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
 
     @app.callback(invoke_without_command=True)
     def version(show: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:

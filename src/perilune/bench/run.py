@@ -1,0 +1,263 @@
+"""Runs a plan: servers shared by their points, repeats interleaved, each run stored before the next begins."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from perilune import __version__
+from perilune.bench.evals.ask import score
+from perilune.bench.launch.child import LaunchError, Running, failure, started
+from perilune.bench.load.client import Goal
+from perilune.bench.load.drive import Driven
+from perilune.bench.load.http import Address
+from perilune.bench.load.prompts import build, warmups, words
+from perilune.bench.load.record import Ask, Record
+from perilune.bench.load.workers import ClientError, send
+from perilune.bench.measure.metrics import summary
+from perilune.bench.measure.steady import window
+from perilune.bench.measure.verdict import Verdict, builtins, failed, judge_run
+from perilune.bench.plan.point import Point
+from perilune.bench.scrape import scrape
+from perilune.bench.spec.workload import Closed
+from perilune.bench.store import Entry, Store, without_secrets
+from perilune.errors import ConfigError
+
+Say = Callable[[str], None]
+
+
+def run(points: Sequence[Point], store: Store, say: Say, secrets: dict[str, str] | None = None) -> list[Entry]:
+    """Measures what `store` does not have yet; returns what this call added.
+
+    A server that does not start fails its points and no others. KeyboardInterrupt and SIGTERM end servers too.
+    """
+    added: list[Entry] = []
+    done = store.done()
+    with _sigterm_interrupts():
+        for fingerprint, group in groupby(sorted(points, key=_server), key=_server):
+            todo = list(_interleaved(list(group), done))
+            if not todo:
+                continue
+            say(f"server {fingerprint}: {len(todo)} runs")
+            for entry, records in _on_server(todo, store.folder / "logs" / f"{fingerprint}.log", say, secrets):
+                store.append(entry, records)
+                added.append(entry)
+    return added
+
+
+def _server(point: Point) -> str:
+    return point.server.fingerprint
+
+
+def _interleaved(points: list[Point], done: set[tuple[str, int]]) -> Iterator[tuple[Point, int]]:
+    """First every point once, then every point again: what drifts over the hours meets all of them alike."""
+    for repeat in range(max(point.sweep.repeats for point in points)):
+        for point in points:
+            if repeat < point.sweep.repeats and (point.fingerprint, repeat) not in done:
+                yield point, repeat
+
+
+def _on_server(
+    todo: list[tuple[Point, int]], log: Path, say: Say, secrets: dict[str, str] | None
+) -> Iterator[tuple[Entry, list[Record]]]:
+    server = todo[0][0].server
+    if server.target is not None:
+        for point, repeat in todo:
+            yield _reported(point, repeat, server.target.url, None, say)
+        return
+    for missing in [key for key in server.env if not key.isidentifier()]:
+        raise ConfigError(f"{missing!r} is no name of an environment variable.")
+    left = list(todo)
+    try:
+        with started(server, log, secrets) as running:
+            while left:
+                yield _reported(*left[0], running.url, running, say)
+                left.pop(0)
+                if not running.alive:
+                    raise failure(running.process, log)
+    except LaunchError as error:
+        for point, repeat in left:
+            verdict = failed(f"launch ({error.kind}): {error}")
+            say(f"  {point.label} #{repeat}: failed, {error.what}")
+            yield _entry(point, repeat, verdict, {}, started_at=time.time()), []
+
+
+def _reported(point: Point, repeat: int, url: str, running: Running | None, say: Say) -> tuple[Entry, list[Record]]:
+    began = time.time()
+    try:
+        entry, records = measure(point, repeat, url)
+    except (ConfigError, ClientError, httpx.HTTPError) as error:
+        dead = running is not None and not running.alive
+        reason = failure(running.process, running.log) if running is not None and dead else error
+        entry, records = _entry(point, repeat, failed(f"{reason}"), {}, started_at=began), []
+    verdict, metrics = entry["verdict"], entry["metrics"]
+    speed = f", {metrics['output_per_s']:.1f} tokens/s" if "output_per_s" in metrics else ""
+    said = f", {verdict['reasons'][0]}" if verdict["reasons"] else ""
+    say(f"  {point.label} #{repeat}: {verdict['status']}{speed}{said}")
+    return entry, records
+
+
+def measure(point: Point, repeat: int, url: str) -> tuple[Entry, list[Record]]:
+    """One run of one point against the server at `url`: warm-up, load, accuracy; nothing is stored.
+
+    Raises ConfigError for a server that cannot be asked, ClientError if a client process dies.
+    """
+    began = time.time()
+    goal = _goal(point, url)
+    ratio = _words_per_token(goal) if goal.endpoint == "chat" else 1.0
+    key = f"{point.fingerprint} {repeat}"
+    planned = build(point.workload, point.load, key, ratio)
+    closed = point.load if isinstance(point.load, Closed) else None
+    _warm_up(goal, [*warmups(point.workload, point.sweep.warmup, key, ratio), *planned.warm], closed)
+    before = scrape(url, goal.headers)
+    driven = send(
+        goal, planned.asks, places=None if closed is None else closed.conc,
+        limit=None if isinstance(point.load, Closed) else point.load.max_open, processes=point.sweep.processes,
+    )  # fmt: skip
+    after = scrape(url, goal.headers)
+    metrics = summary(driven.records, point.sweep.slo, point.server.devices, point.server.hardware.gpus > 0)
+    counted = _server_hits(before, after)
+    if counted is not None:
+        metrics["hit_rate"] = counted
+    steady = window(driven.records)
+    verdict = judge_run(point, driven, metrics, steady, planned.ideal_hit_rate, len(planned.asks))
+    entry = _entry(point, repeat, verdict, metrics, started_at=began)
+    entry |= {
+        "model": goal.model,
+        "ideal_hit_rate": planned.ideal_hit_rate,
+        "window": None if steady is None else vars(steady),
+        "client": _client(driven, point),
+    }
+    if repeat == 0:
+        entry["evals"] = [score(spec, goal, closed.conc if closed else 8) for spec in point.evals]
+    return entry, driven.records
+
+
+def _goal(point: Point, url: str) -> Goal:
+    target, headers = point.server.target, {}
+    Address.of(url)
+    variable = target.api_key_env if target is not None else None
+    if variable is not None:
+        if variable not in os.environ:
+            raise ConfigError(f"The environment has no {variable}.", "The target's api_key_env names it.")
+        headers["Authorization"] = f"Bearer {os.environ[variable]}"
+    workload = point.workload
+    body: dict[str, Any] = {"temperature": workload.temperature, **workload.body}
+    if workload.ignore_eos:
+        body["ignore_eos"] = True
+    return Goal(
+        url=url, model=(target and target.model) or _listed(url, headers), endpoint=workload.endpoint, headers=headers,
+        body=body, timeout=point.sweep.timeout_s,
+        keep_text=workload.kind == "sessions" and workload.endpoint == "chat",
+    )  # fmt: skip
+
+
+def _listed(url: str, headers: dict[str, str]) -> str:
+    address = url.rstrip("/").removesuffix("/v1") + "/v1/models"
+    try:
+        listed = httpx.get(address, headers=headers, timeout=30).raise_for_status().json()
+        return str(listed["data"][0]["id"])
+    except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise ConfigError(f"{address} lists no model.", f"{error!r}.", "Is the server up? Is the key right?") from error
+
+
+def _words_per_token(goal: Goal) -> float:
+    """How many of our words one prompt token is, from the server's own counts for two lengths."""
+    counts = {}
+    for length in (64, 192):
+        driven = send(goal, [Ask(length, words(range(length)), 1)], places=1)
+        record = driven.records[0]
+        if record.input_tokens is None:
+            raise ConfigError(
+                "The server counts no prompt tokens, so no prompt length can be chosen.", record.error or ""
+            )
+        counts[length] = record.input_tokens
+    return 128 / max(1, counts[192] - counts[64])
+
+
+def _warm_up(goal: Goal, asks: Sequence[Ask], closed: Closed | None) -> None:
+    if not asks:
+        return
+    plain = [Ask(ask.id, ask.prompt, ask.output_tokens) for ask in asks]
+    broken = [r.error for r in send(goal, plain, places=closed.conc if closed else 1).records if not r.ok]
+    if broken:
+        raise ConfigError(f"{len(broken)} of {len(asks)} warm-up requests failed.", f"The first: {broken[0]}.")
+
+
+def _server_hits(before: dict[str, float], after: dict[str, float]) -> float | None:
+    """Share of prompt tokens the server's own counters say were cached in between."""
+    for hits, queries in (
+        ("perilune_cached_prompt_tokens_total", "perilune_prompt_tokens_total"),
+        ("vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"),
+        ("sglang:cached_tokens_total", "sglang:prompt_tokens_total"),
+    ):
+        if queries in before and queries in after and (asked := after[queries] - before[queries]) > 0:
+            return (after.get(hits, 0.0) - before.get(hits, 0.0)) / asked
+    return None
+
+
+def _client(driven: Driven, point: Point) -> dict[str, Any]:
+    lags = sorted(driven.lags) or [0.0]
+    return {
+        "lag_p99": lags[int(0.99 * (len(lags) - 1))],
+        "lag_max": lags[-1],
+        "cpu": driven.cpu,
+        "processes": point.sweep.processes,
+    }
+
+
+def _entry(point: Point, repeat: int, verdict: Verdict, metrics: dict[str, float], started_at: float) -> Entry:
+    server = point.server
+    return {
+        "fingerprint": point.fingerprint,
+        "asked": point.asked_fingerprint,
+        "sweep": point.name,
+        "names": dict(point.names),
+        "labels": dict(point.sweep.labels),
+        "repeat": repeat,
+        "verdict": builtins(verdict),
+        "metrics": metrics,
+        "server": without_secrets(server.identity),
+        "rules": [{"when": fired.when, "why": fired.why} for fired in server.fired],
+        "gpus": server.topology.gpus if server.hardware.gpus else 0,
+        "workload": point.workload.model_dump(mode="json", exclude_defaults=True),
+        "load": point.load.model_dump(mode="json"),
+        "slo": point.sweep.slo.model_dump(exclude_none=True),
+        "evals": [],
+        "started": started_at,
+        "seconds": time.time() - started_at,
+        "bench": {"version": __version__, "python": platform.python_version(), "host": platform.platform()},
+    }
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM unwinds as Ctrl-C does, so that servers end with us."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def plain(line: str) -> None:
+    """Progress on stderr, one line at a time."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,112 @@
+"""Results on disk: an index that is only ever appended to, and one compressed log per run.
+
+    runs.jsonl                       one line per finished run, flushed to the disk before the next begins
+    records/<fingerprint>-<n>.jsonl.gz   every request of that run; written first, under another name, then renamed
+    logs/                            what servers printed
+
+A crash loses at most the run in progress; a torn last line is passed over and cut off at the next append.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from perilune.bench.load.record import Record, from_line, to_line
+from perilune.errors import ConfigError
+
+Entry = dict[str, Any]
+_SECRET = re.compile(r"(?i)(key|token|secret|password|credential)")
+_NOT_SECRET = re.compile(r"(?i)tokens|max-|tokenizer")
+
+
+class Store:
+    """A folder of results. Several processes may append to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._index = folder / "runs.jsonl"
+
+    def entries(self) -> list[Entry]:
+        """Every finished run, the latest of each (fingerprint, repeat) only, in order of first appearance."""
+        found: dict[tuple[str, int], Entry] = {}
+        for line in self._lines():
+            entry = json.loads(line)
+            found[entry["fingerprint"], entry["repeat"]] = entry
+        return list(found.values())
+
+    def done(self) -> set[tuple[str, int]]:
+        """What needs no other run: a failed one does."""
+        return {(e["fingerprint"], e["repeat"]) for e in self.entries() if e["verdict"]["status"] != "failed"}
+
+    def append(self, entry: Entry, records: Sequence[Record]) -> None:
+        """Writes a run so that it is there whole or not at all. Raises ConfigError for a full or read-only disk."""
+        name = f"{entry['fingerprint']}-{entry['repeat']}.jsonl.gz"
+        try:
+            (self.folder / "records").mkdir(parents=True, exist_ok=True)
+            path = self.folder / "records" / name
+            temporary = path.with_suffix(".part")
+            with temporary.open("wb") as raw:
+                with gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) as file:
+                    file.writelines(to_line(record) for record in records)
+                _flush(raw.fileno())
+            temporary.replace(path)
+            with self._index.open("a+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
+                file.truncate(sum(map(len, self._lines())))
+                file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
+                file.flush()
+                _flush(file.fileno())
+        except OSError as error:
+            raise ConfigError(
+                f"Cannot write results to {self.folder}.", f"{error}.", "Runs written so far are safe; resume later."
+            ) from error
+
+    def records(self, entry: Entry) -> list[Record]:
+        """The requests of a run. Raises ConfigError if its log is gone."""
+        path = self.folder / "records" / f"{entry['fingerprint']}-{entry['repeat']}.jsonl.gz"
+        try:
+            with gzip.open(path, "rb") as file:
+                return [from_line(line) for line in file]
+        except OSError as error:
+            raise ConfigError(f"Cannot read {path}.", f"{error}.") from error
+
+    def _lines(self) -> list[bytes]:
+        """Whole lines of the index: one without an end was torn by a crash."""
+        data = self._index.read_bytes() if self._index.exists() else b""
+        return [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def without_secrets(identity: dict[str, Any]) -> dict[str, Any]:
+    """A server's identity as it may be stored: values of flags and variables that name a key or token are left out."""
+    words, hidden, hide = list(identity["argv"]), [], False
+    for word in words:
+        flag, sign, _ = word.partition("=")
+        secret = flag.startswith("-") and _is_secret(flag)
+        hidden.append("***" if hide else f"{flag}=***" if secret and sign else word)
+        hide = secret and not sign
+    env = {key: "***" if _is_secret(key) else value for key, value in identity["env"].items()}
+    return {**identity, "argv": hidden, "env": env}
+
+
+def _is_secret(name: str) -> bool:
+    return bool(_SECRET.search(name)) and not _NOT_SECRET.search(name)
+
+
+def _flush(descriptor: int) -> None:
+    os.fsync(descriptor)
+
+
+def by_point(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+    """Runs that count, by fingerprint: failed ones are left out."""
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry["verdict"]["status"] != "failed":
+            found.setdefault(entry["fingerprint"], []).append(entry)
+    return found

@@ -1,0 +1,142 @@
+"""The expansion: ends included, nothing twice, filters take subsets, and the points InferenceX's generator makes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_sweep_files import GOOD
+
+from perilune.bench.plan import describe
+from perilune.bench.plan.axes import product, values
+from perilune.bench.plan.expand import expand
+from perilune.bench.plan.inferencex import import_master
+from perilune.bench.spec.load import parse_sweeps
+from perilune.bench.spec.sweep import Ladder, Linear
+from perilune.bench.spec.yamlfile import parse_yaml
+from perilune.errors import ConfigError
+
+ENTRY = """\
+kimik2.5-fp4-mi355x-vllm:
+  image: vllm/vllm-openai-rocm:v0.18.0
+  model: amd/Kimi-K2.5-MXFP4
+  model-prefix: kimik2.5
+  runner: mi355x
+  precision: fp4
+  framework: vllm
+  multinode: false
+  %s
+    - isl: 1024
+      osl: 1024
+      search-space:
+      - { tp: 8, conc-start: 4, conc-end: 64 }
+      - { tp: 4, ep: 4, conc-start: 4, conc-end: 100 }
+    - isl: 8192
+      osl: 1024
+      search-space:
+      - { tp: 8, conc-list: [1, 7, 7] }
+"""
+
+
+def their_ladder(start: int, end: int) -> list[int]:
+    """Their generator's loop, as the facts of their format say it."""
+    found, value = [], start
+    while value <= end:
+        found.append(value)
+        if value == end:
+            break
+        value = min(value * 2, end)
+    return found
+
+
+@given(st.integers(1, 500), st.integers(0, 5000), st.floats(1.01, 10))
+def test_a_ladder_climbs_from_its_start_to_its_end(start: int, more: int, factor: float) -> None:
+    found = values(Ladder(ladder=[start, start + more], factor=factor))
+    assert (found[0], found[-1]) == (start, start + more)
+    assert found == sorted(set(found))
+
+
+@given(st.integers(1, 300), st.integers(0, 1000))
+def test_a_ladder_of_factor_two_is_inferencex_s(start: int, more: int) -> None:
+    assert values(Ladder(ladder=[start, start + more])) == their_ladder(start, start + more)
+
+
+def test_a_linear_axis_includes_its_end() -> None:
+    assert values(Linear(linear=[1, 10], step=4)) == [1, 5, 9, 10]
+
+
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=6), st.integers(0, 64))
+def test_points_are_distinct_and_a_filter_takes_a_subset_in_order(conc: list[int], most: int) -> None:
+    text = GOOD.replace("conc: {ladder: [4, 100]}", f"conc: {conc}")
+    everything = [p.fingerprint for p in expand(parse_sweeps(text.replace("where:", "# where:")))]
+    some = (
+        [p.fingerprint for p in expand(parse_sweeps(text.replace("tp == 4 and conc > 64", f"conc > {most}")))]
+        if (min(conc) <= most)
+        else []
+    )
+    assert len(set(everything)) == len(everything) == 2 * len(set(conc))
+    assert some == [each for each in everything if each in some]
+
+
+def test_linked_names_move_together_and_uneven_links_are_refused() -> None:
+    assert list(product({"tp+ep": [[8, 1], [4, 4]]})) == [{"tp": 8, "ep": 1}, {"tp": 4, "ep": 4}]
+    for axes in ({"tp+ep": [[8]]}, {"tp": [1], "tp+ep": [[1, 1]]}):
+        with pytest.raises(ConfigError):
+            list(product(axes))
+
+
+def test_rules_flags_and_gpus_follow_the_point() -> None:
+    points = expand(parse_sweeps(GOOD))
+    assert [p.names["conc"] for p in points if p.names["tp"] == 8] == [4, 8, 16, 32, 64, 100]
+    small, large = points[0], points[-1]
+    assert small.server.argv[:5] == ("vllm", "serve", "amd/Kimi-K2.5-MXFP4", "--tensor-parallel-size", "4")
+    assert small.server.env["VLLM_ROCM_USE_AITER_RMSNORM"] == "0"
+    assert "VLLM_ROCM_USE_AITER_RMSNORM" not in large.server.env
+    assert (small.server.devices, large.server.devices) == (4, 8)
+    assert len({p.server.fingerprint for p in points}) == 2
+    assert "accuracy below TP8" in "\n".join(describe.explain(small))
+    json.dumps([describe.as_json(p) for p in points])
+
+
+def test_flags_variables_and_workload_fields_are_axes() -> None:
+    text = GOOD.replace(
+        "tp: [4, 8]", "argv.block-size: [1, 16], env.X: [a, null], workload.input: [64, {uniform: [1, 9]}]"
+    )
+    points = expand(parse_sweeps(text.replace("{ladder: [4, 100]}", "4")))
+    assert len(points) == 8
+    assert {p.server.argv[-1] for p in points} == {"1", "16"}
+    assert len({p.asked_fingerprint for p in points}) == 2
+
+
+def test_labels_change_no_fingerprint_and_a_flag_does() -> None:
+    old = expand(parse_sweeps(GOOD))
+    labelled = expand(parse_sweeps(GOOD + "    labels: {who: me}\n"))
+    assert [p.fingerprint for p in old] == [p.fingerprint for p in labelled]
+    changed = describe.difference(old, expand(parse_sweeps(GOOD.replace("block-size: 16", "block-size: 1"))))
+    assert (len(changed.changed), changed.added, changed.removed, changed.kept) == (len(old), (), (), ())
+    assert "-16 +1" in changed.changed[0][2][0]
+
+
+@pytest.mark.parametrize("layout", ["seq-len-configs:", "scenarios:\n    fixed-seq-len:"])
+def test_inferencex_entries_of_both_layouts_expand_to_their_generator_s_points(layout: str) -> None:
+    imported = import_master(parse_yaml(ENTRY % layout), "kimik2.5-*")
+    points = expand(parse_sweeps(imported.text()))
+    found = [(p.sweep.labels["isl"], p.names["tp"], p.names.get("ep", 1), p.load.conc) for p in points]  # type: ignore[union-attr]
+    assert found == [
+        *((1024, 8, 1, c) for c in their_ladder(4, 64)),
+        *((1024, 4, 4, c) for c in their_ladder(4, 100)),
+        (8192, 8, 1, 1),
+        (8192, 8, 1, 7),
+    ]
+    assert "--max-model-len 2304" in " ".join(points[0].server.argv)
+    assert "--enable-expert-parallel" in points[5].server.argv
+    assert "--enable-expert-parallel" not in points[0].server.argv
+
+
+def test_what_cannot_be_imported_is_named() -> None:
+    with pytest.raises(ConfigError, match="several nodes"):
+        import_master(parse_yaml((ENTRY % "seq-len-configs:").replace("multinode: false", "multinode: true")))
+    with pytest.raises(ConfigError, match=r"kimik2\.5-fp4"):
+        import_master(parse_yaml(ENTRY % "seq-len-configs:"), "kimik2.5-fp4-mi355x-vlm")
