@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ TOKENS = 300
 def main(moment: str, name: str, port: int) -> None:
     def strike() -> None:
         os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(60)  # a stop reaches this thread only a moment later
 
     moments: dict[str, type] = {"hello": Hello, "open": Open, "release": Release}
     answer = Lender._answer

@@ -247,6 +247,8 @@ class Exchange:
         return min(IDLE_SECONDS, max(0.0, min(times) - time.monotonic())) if times else IDLE_SECONDS
 
     def _turn(self) -> None:
+        # Before the engine's own calls are taken in: a ticket may be back as a message before its offer was looked at.
+        heard = self._lender.heard()
         self._inbox_bell.silence()
         while True:
             try:
@@ -254,7 +256,7 @@ class Exchange:
             except queue.Empty:
                 break
             job()
-        self._lender.receive()
+        self._lender.answer(heard)
         self._borrower.receive()
         self._lender.apply(self._lender.book.expire(time.monotonic()))
         self._borrower.tick()

@@ -47,10 +47,16 @@ class Lender:
         self._post, self._counters, self._describe, self._emit = post, counters, describe, emit
         self._readers: OrderedDict[str, bytes] = OrderedDict()  # incarnation -> where its last message came from
 
-    def receive(self) -> None:
-        """Answer every message that is there."""
+    def heard(self) -> list[list[bytes]]:
+        """Every message that is there, as it came."""
+        messages = []
         while self.socket.poll(0):
-            route, *parts = self.socket.recv_multipart()
+            messages.append(self.socket.recv_multipart())
+        return messages
+
+    def answer(self, messages: list[list[bytes]]) -> None:
+        """Answer what was heard."""
+        for route, *parts in messages:
             envelope = self._post.unpack(parts[-1]) if parts else None
             if envelope is None:
                 continue
