@@ -40,6 +40,7 @@ from perilune.host.memory import available_memory
 from perilune.models.checkpoint import Checkpoint
 from perilune.plan.parameters import count_parameters
 
+SECONDS = 0.5  # per limit of the machine
 TRANSFORMERS_PROMPT = 2048
 TRANSFORMERS_SPARE = 4 << 30  # activations of such a prompt
 
@@ -62,7 +63,7 @@ class Sitting:
 
     def measure(self) -> Iterator[table.Row]:
         """Every wanted row, as it is done; `about` then says what it was measured with."""
-        machine = measure_machine(0.3 if self.arguments.quick else 1.0)
+        machine = measure_machine(SECONDS)
         self.machine = machine
         print(f"{self.title}\n{machine.line}\n", flush=True)
         floors = Floors.of(self.checkpoint, machine, self.arguments.chunk)
@@ -75,6 +76,9 @@ class Sitting:
             for row in self._start(setups, floors):
                 if self._wanted(row.name):
                     yield row
+        after = measure_machine(SECONDS)
+        self.about["machine_after"] = asdict(after)
+        print(f"\nafterwards: {after.line}")
 
     def _setups(self) -> list[engines.Setup]:
         a = self.arguments
