@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -49,6 +51,30 @@ def test_case_12_every_byte_arrives_between_any_degrees(engines: Make, p: int, d
 def test_case_9_4097_tokens(engines: Make) -> None:
     source, target = engines("prefill", hybrid()), engines("d", hybrid(), 2)
     assert hand_over(source, target, 4097) == []
+
+
+def test_an_offer_is_known_before_a_message_about_it_is_answered(
+    engines: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = engines("prefill", hybrid()), engines("d", hybrid())
+    assert hand_over(source, target, 64) == []  # the two have met: the next message is the one that opens the lease
+    lender = source.exchange._lender
+    heard, listening, go_on = lender.heard, threading.Event(), threading.Event()
+
+    def late() -> list[list[bytes]]:
+        listening.set()
+        assert go_on.wait(10)
+        return heard()
+
+    monkeypatch.setattr(lender, "heard", late)
+    source.exchange.withdraw("no such lease")  # wakes the control thread: its turn has begun without the offer
+    assert listening.wait(10)
+    lease, ticket = source.exchange.offer(range(64))
+    source.exchange.seal(lease, [3], 0, b"first token")
+    target.exchange.receive("r", ticket, range(64), [5], 1)
+    time.sleep(0.5)  # the message waits in the socket
+    go_on.set()
+    assert target.wait(Arrived).payload == b"first token"
 
 
 def test_all_transports(engines: Make, transport_name: str) -> None:
