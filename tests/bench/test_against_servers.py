@@ -59,11 +59,14 @@ def test_an_outage_shows_in_the_response_time_of_requests_that_had_to_wait() -> 
     assert found["wait_p90"] > 0.4
 
 
-def test_an_open_loop_does_not_wait_for_answers() -> None:
+def test_an_open_loop_does_not_wait_for_answers_nor_move_its_times() -> None:
     with servers.null(Model(ttft=0.5, itl=0.0)) as server:
         driven = send(goal(server.url), asks(30, 1, 0.02))
     sent = [record.sent for record in driven.records if record.sent is not None]
     assert len(sent) == 30
+    # However late one was, the next was due when it was due: lateness is counted, never added up.
+    assert sorted(record.intended for record in driven.records) == pytest.approx([0.02 * i for i in range(30)])
+    assert all(record.sent >= record.intended for record in driven.records if record.sent is not None)
     assert max(sent) < 7.5  # due within 29 · 0.02 s; a loop that waited would need 15 s
 
 
