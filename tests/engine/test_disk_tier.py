@@ -8,41 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from tier_asks import MODELS, ask, text
 
 from perilune.cache.snapshots import reusable
 from perilune.engine.config import EngineConfig, plan_engine
 from perilune.engine.core import EngineCore
-from perilune.engine.messages import Submit
-from perilune.engine.request import SamplingParams, TokenLogprobs
 from perilune.errors import ConfigError
 from perilune.models.config import read_config
-
-MODELS = ("kimi_linear", "deepseek_v3", "glm4_moe_lite", "kimi_linear_w4a16", "kimi_k25_mxfp4")
-PARAMS = SamplingParams(max_tokens=4, temperature=0.8, ignore_eos=True, logprobs=4)
 
 
 def engine(path: Path, **settings: Any) -> EngineCore:
     given = {"dtype": "float32", "max_context": 512, "max_running": 4} | settings
     return EngineCore(EngineConfig.of(str(path), **given), path)
-
-
-def ask(core: EngineCore, tokens: tuple[int, ...]) -> tuple[list[TokenLogprobs], int]:
-    """(the answer, how many tokens of the prompt were cached); the books are proved after every step."""
-    core.add(Submit("one", tokens, PARAMS, seed=7))
-    answer, cached = [], 0
-    while core.busy:
-        for event in core.step():
-            assert event.token is not None
-            answer.append(event.token)
-            cached = event.cached_tokens
-        core.check()
-    return answer, cached
-
-
-def text(length: int, seed: int = 0) -> tuple[int, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randint(0, 200, (length,), generator=generator).tolist())
 
 
 def files(folder: Path) -> list[Path]:

@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from tier_asks import MODELS, PARAMS, ask, text
 
 from perilune.cache.radix import Node, path_to
 from perilune.engine.config import EngineConfig
 from perilune.engine.core import EngineCore
 from perilune.engine.messages import Submit
-from perilune.engine.request import SamplingParams, TokenLogprobs
+from perilune.engine.request import SamplingParams
 
-MODELS = ("kimi_linear", "deepseek_v3", "glm4_moe_lite", "kimi_linear_w4a16", "kimi_k25_mxfp4")
-PARAMS = SamplingParams(max_tokens=4, temperature=0.8, ignore_eos=True, logprobs=4)
 ROOMY = 2**24
 
 
@@ -28,23 +27,6 @@ def tight(path: Path, **settings: Any) -> EngineCore:
     """Room for one prompt of 384 tokens and two states."""
     plan = engine(path).plan.cache
     return engine(path, cache_bytes=3 * plan.slot_bytes + 7 * plan.page_bytes, **settings)
-
-
-def ask(core: EngineCore, tokens: tuple[int, ...], salt: bytes = b"") -> tuple[list[TokenLogprobs], int]:
-    core.add(Submit("one", tokens, PARAMS, seed=7, salt=salt))
-    answer, cached = [], 0
-    while core.busy:
-        for event in core.step():
-            assert event.token is not None
-            answer.append(event.token)
-            cached = event.cached_tokens
-        core.check()
-    return answer, cached
-
-
-def text(length: int, seed: int = 0) -> tuple[int, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randint(0, 200, (length,), generator=generator).tolist())
 
 
 @pytest.fixture(params=MODELS)
