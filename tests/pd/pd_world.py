@@ -185,7 +185,7 @@ class Gate:
     def __init__(self) -> None:
         self.open, self.begun = threading.Event(), threading.Event()
         self.threads: set[str] = set()
-        self.failures = 0  # how many reads fail before any succeeds
+        self.failures = 0  # how many reads fail, once the gate is open, before any succeeds
 
 
 class Stubborn(LocalTransport):
@@ -204,16 +204,16 @@ class Stubborn(LocalTransport):
             self._queue = deque(operation for operation in self._queue if operation not in held)
             super().poll(min(timeout, 0.005))
             self._queue.extend(held)
-        else:
-            super().poll(timeout)
+            return
+        for operation in held[: self.gate.failures]:
+            self.gate.failures -= 1
+            self._queue.remove(operation)
+            operation.fail("as asked")
+        super().poll(timeout)
 
     def read(self, peer: Peer, runs: Runs) -> Operation:
         self.gate.threads.add(threading.current_thread().name)
-        operation = super().read(peer, runs)
-        if runs.nbytes != BEACON_BYTES and self.gate.failures:
-            self.gate.failures -= 1
-            operation.fail("as asked")
-        return operation
+        return super().read(peer, runs)
 
     def disconnect(self, peer: Peer) -> bool:
         return not any(operation.peer is peer and not operation.over for operation in self._queue)
