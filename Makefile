@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types sanitize slow clean
+.PHONY: demo test lint types sanitize slow aot clean
 demo: $(VENV)/installed
 	$(BIN)/perilune demo
 
@@ -24,6 +24,10 @@ sanitize: $(VENV)/installed-dev
 # Soaks and long runs, by hand: docs/testing.md
 slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+# Every GPU kernel compiled for every target, and the report of it that tests compare with: docs/gpu.md
+aot: $(VENV)/installed-dev
+	$(BIN)/perilune ops --aot gfx1151,gfx942,gfx950,sm_90 --json > docs/aot.json
 
 $(VENV)/bin/python:
 	$(PYTHON) tools/check_python.py

@@ -14,6 +14,8 @@ settings.load_profile("untimed")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# No test has a GPU: Triton's kernels run in its interpreter, which is decided when they are imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 GOLDEN = Path(os.environ.get("PERILUNE_GOLDEN", Path(__file__).parent / "golden"))
 

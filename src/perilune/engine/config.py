@@ -16,7 +16,7 @@ from perilune.units import GIB, format_bytes
 
 DTYPES = ("auto", "float32", "bfloat16")
 DEVICES = ("cpu",)
-KERNELS = ("auto", "reference")
+KERNELS = ("auto", "reference", "triton")
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ class EngineConfig:
     `cache_dir` a folder where prefixes outlive the process, of `cache_disk_bytes` at most for all models together,
     `snapshot_interval` how many tokens of a long prefill lie between two of them. `max_waiting` caps the queue;
     `threads=None` uses one per physical core.
-    `kernels` is "auto", the fastest there is for each op, or "reference", plain torch for all. `weight_bits` "8" rounds
-    dense matrices to int8 while they are loaded, but those of experts; "auto" is "16", as the checkpoint has them.
+    `kernels` is "auto", the fastest there is for each op, "reference", plain torch for all, or "triton", the GPU's,
+    which a CPU can only interpret (TRITON_INTERPRET=1: for tests). `weight_bits` "8" rounds dense matrices to
+    int8 while they are loaded, but those of experts; "auto" is "16", as the checkpoint has them.
     Raises ConfigError for a value out of range.
     """
 

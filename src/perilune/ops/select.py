@@ -40,6 +40,7 @@ OPS = {
     "mla_prefill": "multi-head latent attention, expanded",
     "mla_decode": "multi-head latent attention, absorbed, over pages",
 }
+CPU_DEVICE = torch.device("cpu")
 CPU: dict[str, Callable[..., Any]] = {
     "linear": linear.linear,
     "linears": linear.linears,
@@ -56,11 +57,13 @@ CPU: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Needs:
-    """What a model asks of its kernels. `weights`: its matrices; `kda_dim`: K of its KDA heads, if it has any."""
+    """What a model asks of its kernels. `weights`: its matrices; `kda_dim`: K of its KDA heads, if it has any;
+    `device`: where its tensors are."""
 
     dtype: torch.dtype = BF16
     weights: Sequence[Weight] = ()
     kda_dim: int | None = None
+    device: torch.device = CPU_DEVICE
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Selection:
     @property
     def because(self) -> str:
         """One line for the list printed at start-up."""
-        reasons = dict.fromkeys(reason for c in self.choices for backend, reason in c.refused if backend == "cpu")
+        reasons = dict.fromkeys(reason for c in self.choices for backend, reason in c.refused[-1:])
         served = [c.op for c in self.choices if c.backend != "reference"]
         if not served:
             return f"kernels reference: {'; '.join(reasons)}"
@@ -93,7 +96,13 @@ class Selection:
 
 
 def choose(needs: Needs, kernels: str = "auto") -> Selection:
-    """Pick a backend for every op: `kernels` is "auto", or "reference" to use no other."""
+    """Pick a backend for every op.
+
+    `kernels` is "auto", "reference" to use no other, or "triton": its kernels wherever they are, which on a CPU means
+    in Triton's interpreter. Tensors on a GPU are served by Triton or, op by op, by the reference.
+    """
+    if kernels == "triton" or needs.device.type != "cpu":
+        return _choose_triton(needs, kernels)
     native: Native | str = "kernels=reference was asked for"
     if kernels != "reference":
         native = trusted() if needs.dtype == BF16 else Native.load()
@@ -102,7 +111,7 @@ def choose(needs: Needs, kernels: str = "auto") -> Selection:
     choices, chosen = [], {}
     for op, what in OPS.items():
         reason = _supports(op, needs, native)
-        refused = [("triton", "no Triton kernels in this build")]
+        refused = [("triton", "tensors are on the CPU")]
         if reason is None and isinstance(native, Native):
             chosen[op] = partial(CPU[op], native)
             choices.append(Choice(op, what, f"cpu ({native.name})", tuple(refused)))
@@ -112,6 +121,25 @@ def choose(needs: Needs, kernels: str = "auto") -> Selection:
     # those that read matrices are refused together: all or none of them find strips
     if isinstance(native, Native) and "linear" in chosen:
         chosen["prepare"] = partial(linear.prepare, native)
+    return Selection(dataclasses.replace(REFERENCE, **chosen), tuple(choices))
+
+
+def _choose_triton(needs: Needs, kernels: str) -> Selection:
+    """Triton where it can serve, else the reference. Imported here: a CPU needs no compiler for GPUs."""
+    from perilune.ops.gpu.table import bound, open_gpu, refuses
+
+    gpu = "kernels=reference was asked for" if kernels == "reference" else open_gpu(needs.device)
+    if not isinstance(gpu, str) and needs.dtype != BF16:
+        gpu = f"{str(needs.dtype).removeprefix('torch.')} stays on the reference, which is exact"
+    served = {} if isinstance(gpu, str) else bound(gpu)
+    choices, chosen = [], {}
+    for op, what in OPS.items():
+        reason = gpu if isinstance(gpu, str) else refuses(op, needs.weights, needs.kda_dim)
+        if reason is None and not isinstance(gpu, str):
+            chosen[op] = served[op]
+            choices.append(Choice(op, what, f"triton ({gpu.arch.name})", ()))
+        else:
+            choices.append(Choice(op, what, "reference", (("triton", str(reason)),)))
     return Selection(dataclasses.replace(REFERENCE, **chosen), tuple(choices))
 
 

@@ -1,0 +1,119 @@
+"""Sampling on a GPU: one program per row of logits [n, V], which it reads a few times from cache.
+
+A threshold is found by bisection over the bits of a float: its order as an integer is its order as a number. That needs
+no sort and no memory, and takes 32 passes for any vocabulary.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def ordered(x):
+    """fp32 as int64 in 0 .. 2^32, in the same order; -inf and every NaN below all numbers."""
+    bits = x.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
+    keys = tl.where(bits >= 0x80000000, 0xFFFFFFFF - bits, bits + 0x80000000)
+    return tl.where(x > float("-inf"), keys, 0)
+
+
+@triton.jit
+def read(row, at, size):
+    return tl.load(row + at, mask=at < size, other=float("-inf"))
+
+
+@triton.jit(do_not_specialize=["repetition", "presence", "frequency"])
+def penalise(logits, seen, counts, out, size, repetition, presence, frequency, BLOCK: tl.constexpr):
+    """As the reference, for BLOCK tokens of row i of logits, counts and seen [n, size]."""
+    row = tl.program_id(0).to(tl.int64) * size
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    x = tl.load(logits + row + at, mask=inside, other=0.0)
+    times = tl.load(counts + row + at, mask=inside, other=0.0)
+    before = tl.load(seen + row + at, mask=inside, other=0) != 0
+    x = tl.where(before, tl.where(x > 0, x / repetition, x * repetition), x)
+    x -= tl.where(times > 0, presence, 0.0) + frequency * times
+    tl.store(out + row + at, x, mask=inside)
+
+
+@triton.jit
+def threshold(row, size, wanted, peak, floor, MASS: tl.constexpr, BLOCK: tl.constexpr):
+    """The largest key for which what is at or above it reaches `wanted`: a number of tokens, or MASS of exp(x - peak)
+    of the tokens from key `floor` on."""
+    key = tl.zeros((), tl.int64)
+    for bit in range(32):
+        tried = key + (tl.full((), 1 << 31, tl.int64) >> bit)
+        reached = tl.zeros((), tl.float32)
+        for first in range(0, size, BLOCK):
+            x = read(row, first + tl.arange(0, BLOCK), size)
+            keys = ordered(x)
+            weight = tl.exp(x - peak) if MASS else tl.where(keys > 0, 1.0, 0.0)
+            reached += tl.sum(tl.where((keys >= tried) & (keys >= floor), weight, 0.0), axis=0)
+        key = tl.where(reached >= wanted, tried, key)
+    return key
+
+
+@triton.jit(do_not_specialize=["top_k", "top_p", "min_p"])
+def truncate(logits, out, size, top_k, top_p, min_p, BLOCK: tl.constexpr):
+    """As the reference. Of tokens equal to the last that top-p keeps, those with the lowest ids stay."""
+    row = logits + tl.program_id(0).to(tl.int64) * size
+    peak = float("-inf")
+    for first in range(0, size, BLOCK):
+        peak = tl.maximum(peak, tl.max(read(row, first + tl.arange(0, BLOCK), size), axis=0))
+    floor = tl.full((), 1, tl.int64)
+    if top_k > 0:
+        floor = tl.maximum(floor, threshold(row, size, top_k * 1.0, peak, floor, False, BLOCK))
+    last = tl.zeros((), tl.int64)  # the key some of whose tokens may have to go
+    room = tl.full((), 1.0, tl.float32) * size  # how many of them stay
+    if top_p < 1.0:
+        total = tl.zeros((), tl.float32)
+        for first in range(0, size, BLOCK):
+            x = read(row, first + tl.arange(0, BLOCK), size)
+            total += tl.sum(tl.where(ordered(x) >= floor, tl.exp(x - peak), 0.0), axis=0)
+        last = threshold(row, size, top_p * total, peak, floor, True, BLOCK)
+        above = tl.zeros((), tl.float32)
+        each = tl.zeros((), tl.float32)
+        for first in range(0, size, BLOCK):
+            x = read(row, first + tl.arange(0, BLOCK), size)
+            keys = ordered(x)
+            above += tl.sum(tl.where((keys > last) & (keys >= floor), tl.exp(x - peak), 0.0), axis=0)
+            each = tl.maximum(each, tl.max(tl.where(keys == last, tl.exp(x - peak), 0.0), axis=0))
+        floor = tl.maximum(floor, last)
+        room = tl.maximum(tl.ceil((top_p * total - above) / tl.maximum(each, 1e-30)), 1.0)
+    least = tl.where(min_p > 0.0, peak + tl.log(tl.maximum(min_p, 1e-30)), float("-inf"))
+    met = tl.zeros((), tl.float32)
+    for first in range(0, size, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        x = read(row, at, size)
+        keys = ordered(x)
+        same = tl.where(keys == last, 1.0, 0.0)
+        rank = met + tl.cumsum(same, axis=0)
+        met += tl.sum(same, axis=0)
+        kept = (keys >= floor) & (x >= least) & ((keys != last) | (rank <= room))
+        tl.store(out + tl.program_id(0).to(tl.int64) * size + at, tl.where(kept, x, float("-inf")), mask=at < size)
+
+
+@triton.jit
+def draw(logits, uniform, out, size, BLOCK: tl.constexpr):
+    """out [n] int64: the token whose share of the cumulative probability holds uniform [n] fp64. Sums are fp64."""
+    i = tl.program_id(0)
+    row = logits + i.to(tl.int64) * size
+    peak = float("-inf")
+    for first in range(0, size, BLOCK):
+        peak = tl.maximum(peak, tl.max(read(row, first + tl.arange(0, BLOCK), size), axis=0))
+    total = tl.zeros((), tl.float64)
+    for first in range(0, size, BLOCK):
+        total += tl.sum(tl.exp(read(row, first + tl.arange(0, BLOCK), size) - peak).to(tl.float64), axis=0)
+    target = tl.load(uniform + i) * total
+    reached = tl.zeros((), tl.float64)
+    token = tl.full((), 1 << 30, tl.int32)
+    possible = tl.zeros((), tl.int32)  # rounding may leave none above the target: then the last with any share
+    for first in range(0, size, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        share = tl.exp(read(row, at, size) - peak).to(tl.float64)
+        above = reached + tl.cumsum(share, axis=0) > target
+        token = tl.minimum(token, tl.min(tl.where(above & (share > 0), at, 1 << 30), axis=0))
+        possible = tl.maximum(possible, tl.max(tl.where(share > 0, at, 0), axis=0))
+        reached += tl.sum(share, axis=0)
+    tl.store(out + i, tl.where(token < (1 << 30), token, possible).to(tl.int64))
