@@ -16,6 +16,7 @@ import tempfile
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import zmq
@@ -26,6 +27,7 @@ from perilune.engine.limits import Limits
 from perilune.engine.messages import (
     Abort,
     AskStats,
+    AskView,
     Fatal,
     FromEngine,
     Ready,
@@ -39,6 +41,7 @@ from perilune.engine.messages import (
 )
 from perilune.engine.output import AnswerStream
 from perilune.engine.request import SamplingParams, TextDelta
+from perilune.engine.view import View
 from perilune.errors import EngineDeadError, OverloadedError, PeriluneError, RequestError
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.hub import resolve
@@ -66,6 +69,7 @@ class AsyncEngine:
         self._serials = itertools.count()
         self._queues: dict[str, asyncio.Queue[TokenEvent]] = {}
         self._stats: list[asyncio.Future[dict[str, int | float | str]]] = []
+        self._views: list[asyncio.Future[View]] = []
         self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._closing = False
 
@@ -172,6 +176,14 @@ class AsyncEngine:
         self._send(AskStats())
         return await answer
 
+    async def view(self) -> View:
+        """The engine at this moment, request by request. Raises EngineDeadError."""
+        self._require_alive()
+        answer: asyncio.Future[View] = asyncio.get_running_loop().create_future()
+        self._views.append(answer)
+        self._send(AskView())
+        return await answer
+
     async def close(self) -> None:
         """Stop the process, kindly and then firmly; open requests get an error."""
         if self._closing:
@@ -206,6 +218,9 @@ class AsyncEngine:
             elif isinstance(message, Stats):
                 if self._stats and not (answer := self._stats.pop(0)).done():
                     answer.set_result(message.values)
+            elif isinstance(message, View):
+                if self._views and not (view := self._views.pop(0)).done():
+                    view.set_result(message)
             elif isinstance(message, Ready):
                 self._ready.set_result(message)
             else:
@@ -231,10 +246,12 @@ class AsyncEngine:
         self.died.set()
         if not self._ready.done():
             self._ready.set_exception(self.death)
-        for answer in self._stats:
+        futures: list[asyncio.Future[Any]] = [*self._stats, *self._views]
+        for answer in futures:
             if not answer.done():
                 answer.set_exception(self._dead())
         self._stats.clear()
+        self._views.clear()
         for sequence, queue in self._queues.items():
             queue.put_nowait(TokenEvent(sequence, finish_reason="error", error=WireError.of(self._dead())))
         self._queues.clear()

@@ -24,6 +24,7 @@ from perilune.engine.sampler import Constraint, Sampler
 from perilune.engine.scheduler import Scheduler, Sequence, Step, Work
 from perilune.engine.scores import PromptScores
 from perilune.engine.tiers import open_tiers
+from perilune.engine.view import View, requests_of
 from perilune.errors import OverloadedError, RequestError
 from perilune.host.cores import compute_threads
 from perilune.models.checkpoint import Checkpoint
@@ -311,6 +312,11 @@ class EngineCore:
             **(self.cache.counts.named() if self.plan.prefix else {}),
             **(self._tiers.named() if self._tiers else {}),
         }
+
+    def view(self) -> View:
+        """This moment, for whoever watches."""
+        cache = self.plan.cache
+        return View(self.stats(), cache.page_bytes, cache.slot_bytes, requests_of(self.scheduler))
 
     def check(self) -> None:
         """Prove the books of the cache; raises AssertionError. Tests call it between steps."""

@@ -6,6 +6,7 @@ import msgspec
 
 from perilune import errors
 from perilune.engine.request import FinishReason, PromptLogprobs, SamplingParams, TokenLogprobs
+from perilune.engine.view import View
 
 
 class WireError(msgspec.Struct, frozen=True):
@@ -56,6 +57,10 @@ class AskStats(msgspec.Struct, tag=True, frozen=True):
     pass
 
 
+class AskView(msgspec.Struct, tag=True, frozen=True):
+    pass
+
+
 class Shutdown(msgspec.Struct, tag=True, frozen=True):
     pass
 
@@ -94,5 +99,5 @@ class Fatal(msgspec.Struct, tag=True, frozen=True):
     error: WireError
 
 
-ToEngine = Submit | Abort | AskStats | Shutdown
-FromEngine = Ready | Tokens | Stats | Fatal
+ToEngine = Submit | Abort | AskStats | AskView | Shutdown
+FromEngine = Ready | Tokens | Stats | View | Fatal

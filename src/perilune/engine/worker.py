@@ -19,6 +19,7 @@ from perilune.engine.core import EngineCore
 from perilune.engine.messages import (
     Abort,
     AskStats,
+    AskView,
     Fatal,
     FromEngine,
     Ready,
@@ -74,6 +75,8 @@ class EngineProcess:
                 self._core.abort(message.id)
             elif isinstance(message, AskStats):
                 self._send(Stats(self._core.stats()))
+            elif isinstance(message, AskView):
+                self._send(self._core.view())
         return True
 
     def _submit(self, message: Submit) -> None:

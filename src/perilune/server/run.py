@@ -92,7 +92,7 @@ async def _run(server: _Uvicorn, front: Front, listener: socket.socket, stop: as
         else:
             say("stopping: open requests are finished first")
             status = 0
-        front.draining = True
+        front.drain()
         server.should_exit = True
         stop.clear()
         again = asyncio.create_task(stop.wait())
