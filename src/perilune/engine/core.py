@@ -16,8 +16,8 @@ from perilune.engine.config import EngineConfig, plan_engine
 from perilune.engine.grammars import GrammarQueue
 from perilune.engine.limits import Limits
 from perilune.engine.messages import Submit, TokenEvent, WireError
-from perilune.engine.request import FinishReason, TokenLogprobs
 from perilune.engine.ranked import open_runner
+from perilune.engine.request import FinishReason, TokenLogprobs
 from perilune.engine.sampler import Constraint, Sampler
 from perilune.engine.scheduler import Scheduler, Sequence, Step, Work
 from perilune.engine.scores import PromptScores

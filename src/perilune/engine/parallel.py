@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+import torch.distributed
 from torch import Tensor
 
 from perilune.errors import PeriluneError
+
+_dist: Any = torch.distributed  # its stores and process groups carry no types
 
 LARGE = 1 << 20
 """Bytes of a sum from which ranks add up a stretch each: less is sent, in one message more."""
@@ -41,17 +43,17 @@ class RankGroup:
         """Meet the others; then all exchanges are possible. `seconds`: how long to wait for any of them, ever."""
         patience = timedelta(seconds=seconds)
         try:
-            store = dist.FileStore(str(folder / "meeting"), self.size)
+            store = _dist.FileStore(str(folder / "meeting"), self.size)
             store.set_timeout(patience)
             if device == "cpu":
-                gloo = dist.ProcessGroupGloo._Options()
-                gloo._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+                gloo = _dist.ProcessGroupGloo._Options()
+                gloo._devices = [_dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
                 gloo._timeout = patience
-                self._group = dist.ProcessGroupGloo(store, self.rank, self.size, gloo)
+                self._group = _dist.ProcessGroupGloo(store, self.rank, self.size, gloo)
             else:
-                nccl = dist.ProcessGroupNCCL.Options()
+                nccl = _dist.ProcessGroupNCCL.Options()
                 nccl._timeout = patience
-                self._group = dist.ProcessGroupNCCL(store, self.rank, self.size, nccl)
+                self._group = _dist.ProcessGroupNCCL(store, self.rank, self.size, nccl)
         except RuntimeError as error:
             raise RankLostError("The ranks could not connect.", str(error)) from error
 
@@ -82,7 +84,7 @@ class RankGroup:
 
     def spread(self, values: Tensor) -> None:
         """Rank 0's `values` into those of every other rank, in place."""
-        options = dist.BroadcastOptions()
+        options = _dist.BroadcastOptions()
         options.rootRank = 0
         self._wait(self._group.broadcast, [values], options)
 

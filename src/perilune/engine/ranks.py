@@ -60,7 +60,7 @@ class Ranks:
         socket.bind(endpoint)
         self._sockets.append(socket)
         environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as in client.py
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 - this very program
             [sys.executable, "-m", "perilune.engine.rank", endpoint, str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -139,7 +139,8 @@ class Ranks:
         """Exit status by rank of those that ended. One that did goes before those that noticed, so wait a moment."""
         deadline = time.monotonic() + CAUSE_SECONDS
         while True:
-            ended = {n: process.returncode for n, process in enumerate(self._processes, 1) if process.poll() is not None}
+            found = {rank: process.poll() for rank, process in enumerate(self._processes, 1)}
+            ended = {rank: status for rank, status in found.items() if status is not None}
             if set(ended.values()) - {0, LEFT_ALONE} or time.monotonic() > deadline:
                 return ended
             time.sleep(POLL_MS / 1000)

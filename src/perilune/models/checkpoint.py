@@ -81,7 +81,10 @@ class Checkpoint:
             )
 
     def held(self, dtype: str, weight_bits: int = 16, share: Share = WHOLE) -> list[Held]:
-        """What the loader will hold of `share` for a model run in `dtype`, experts stacked. Raises as `check` and `cut`."""
+        """What the loader will hold of `share` for a model run in `dtype`, experts stacked.
+
+        Raises as `check`, and ConfigError where a tensor cannot be cut.
+        """
         tensors = [tensor for tensor in self.tensors if share.holds(tensor)]
         return hold(cut(self.form_of(tensor, dtype, weight_bits), share) for tensor in tensors)
 

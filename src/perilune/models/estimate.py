@@ -53,9 +53,7 @@ def estimated_weight_bytes(
     Raises UnsupportedError for a quantisation this build cannot read, ConfigError for a share that cannot be had.
     """
     scheme = read_scheme(config)
-    experts = [
-        len(share.experts(layer.ffn.experts)) if isinstance(layer.ffn, MoeSpec) else 0 for layer in spec.layers
-    ]
+    experts = [len(share.experts(layer.ffn.experts)) if isinstance(layer.ffn, MoeSpec) else 0 for layer in spec.layers]
     group = scheme.group if scheme else None
     return sum(
         cut(find_form(tensor, dict(_stored(tensor, scheme, spec.dtype)), dtype, group, weight_bits), share).nbytes

@@ -11,7 +11,7 @@ class Group(Protocol):
     """The ranks of one engine. All of them make the same calls in the same order."""
 
     def sum(self, part: Tensor) -> Tensor:
-        """The sum of all ranks' `part`, taken in fp32 in the order of ranks, in `part`'s dtype: the same bits on each."""
+        """The sum of all ranks' parts, in fp32 and in the order of ranks, in `part`'s dtype: the same bits on each."""
 
     def collect(self, part: Tensor) -> Tensor:
         """All ranks' `part` [n, ...] side by side along the last dim, on the first rank; elsewhere `part` itself."""

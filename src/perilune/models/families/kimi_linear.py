@@ -108,9 +108,7 @@ def _kda_tensors(kda: KdaSpec, hidden: int, name: str, stored: str) -> Iterator[
     yield TensorSpec(
         f"{name}.a_log", f"{stored}.A_log", (1, 1, kda.heads, 1), "float32", held=(kda.heads,), split=by_head
     )
-    yield TensorSpec(
-        f"{name}.dt_bias", f"{stored}.dt_bias", (kda.width,), "float32", held=(kda.width,), split=by_head
-    )
+    yield TensorSpec(f"{name}.dt_bias", f"{stored}.dt_bias", (kda.width,), "float32", held=(kda.width,), split=by_head)
     yield TensorSpec(f"{name}.norm", f"{stored}.o_norm.weight", (kda.head_dim,))
     yield common.linear(f"{name}.o", f"{stored}.o_proj", hidden, kda.width, Split("columns", kda.heads))
 
