@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from perilune.bench.plan.expand import expand
-from perilune.bench.spec.condition import UNKNOWN, parse_condition
 from perilune.bench.spec.facts import mec_firmware, parse_facts, probe_facts
 from perilune.bench.spec.load import load_sweeps, parse_sweeps, schema
 from perilune.bench.spec.yamlfile import parse_yaml
+from perilune.deploy.condition import UNKNOWN, parse_condition
 from perilune.errors import ConfigError
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"

@@ -10,11 +10,11 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from perilune.bench.plan.axes import product
 from perilune.bench.plan.command import filled, server_of, topology
 from perilune.bench.plan.point import Point, Server, Topology
-from perilune.bench.spec.condition import UNKNOWN, parse_condition
 from perilune.bench.spec.load import Loaded
 from perilune.bench.spec.recipe import Hardware
 from perilune.bench.spec.sweep import Sweep, SweepFile, Target
 from perilune.bench.spec.workload import Load, Workload
+from perilune.deploy.condition import UNKNOWN, parse_condition
 from perilune.errors import ConfigError, PeriluneError, nearest
 
 _TOPOLOGY = tuple(Topology.__dataclass_fields__)

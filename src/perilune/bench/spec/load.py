@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from perilune.bench.spec.condition import parse_condition
 from perilune.bench.spec.sweep import SweepFile
 from perilune.bench.spec.yamlfile import Route, YamlFile, parse_yaml, read_yaml
+from perilune.deploy.condition import parse_condition
 from perilune.errors import ConfigError, PeriluneError, nearest
 
 
