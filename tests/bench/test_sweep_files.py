@@ -11,8 +11,8 @@ from perilune.bench.plan.expand import expand
 from perilune.bench.spec.condition import UNKNOWN, parse_condition
 from perilune.bench.spec.facts import mec_firmware, parse_facts, probe_facts
 from perilune.bench.spec.load import load_sweeps, parse_sweeps, schema
-from perilune.bench.spec.yamlfile import parse_yaml
 from perilune.errors import ConfigError
+from perilune.files.yamlfile import parse_yaml
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 GOOD = """\
