@@ -10,9 +10,9 @@ import pytest
 from perilune.bench.plan.expand import expand
 from perilune.bench.spec.facts import doctor_facts, parse_facts
 from perilune.bench.spec.load import load_sweeps, parse_sweeps, schema
-from perilune.bench.spec.yamlfile import parse_yaml
 from perilune.deploy.condition import UNKNOWN, parse_condition
 from perilune.errors import ConfigError
+from perilune.files.yamlfile import parse_yaml
 from perilune.host.firmware import parse_mec
 from perilune.host.sysroot import Recorded
 

@@ -105,7 +105,7 @@ def import_(
 ) -> None:
     """Print a sweep file made from InferenceX entries; what is left out goes to stderr."""
     from perilune.bench.plan.inferencex import import_master
-    from perilune.bench.spec.yamlfile import read_yaml
+    from perilune.files.yamlfile import read_yaml
 
     imported = import_master(read_yaml(file), keys)
     typer.echo(imported.text(), nl=False)
