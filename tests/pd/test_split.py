@@ -1,4 +1,4 @@
-"""Read here, answered there: the same tokens and log probabilities, bit for bit on the fp32 path, as from one engine."""
+"""Read here, answered there: on the fp32 path, bit for bit the tokens and log probabilities of one engine alone."""
 
 from __future__ import annotations
 

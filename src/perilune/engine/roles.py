@@ -24,8 +24,8 @@ class RoleConfig:
     The control channel and the tcp transport listen on `host`; others are told `advertise`. `transports` are tried in
     their order; none named means all there are. The cluster's key comes from `key_file` or the environment, never from
     here. `stream`: a cache may be read page by page while the prompt is still computed. `fallback`: what becomes of a
-    request whose cache does not arrive, unless it says so itself. A lease that nobody renews ends after `lease_seconds`.
-    Raises ConfigError.
+    request whose cache does not arrive, unless it says so itself. A lease that nobody renews ends after
+    `lease_seconds`. Raises ConfigError.
     """
 
     role: str = "both"
