@@ -111,9 +111,7 @@ def test_each_rank_allocates_what_was_planned_and_loads_its_share_only(core: Eng
 
 
 @pytest.mark.parametrize(("name", "tp"), [("glm4_moe_lite", 2), ("glm4_moe_lite", 4), ("kimi_linear", 3)])
-def test_heads_that_the_ranks_cannot_share_are_refused_before_anything_starts(
-    golden: Path, name: str, tp: int
-) -> None:
+def test_heads_that_the_ranks_cannot_share_are_refused_before_anything_starts(golden: Path, name: str, tp: int) -> None:
     with pytest.raises(ConfigError, match=f"{tp} ranks cannot share the . (KDA|attention) heads of layer 0"):
         LLM(str(golden / name), tp=tp)
 

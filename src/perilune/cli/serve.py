@@ -75,9 +75,7 @@ def serve(
         bool,
         typer.Option("--ep", "--enable-expert-parallel", help="With --tp: experts are shared whole."),
     ] = False,
-    rank_seconds: Annotated[
-        int, typer.Option(min=1, help="With --tp: how long one may keep others waiting.")
-    ] = 120,
+    rank_seconds: Annotated[int, typer.Option(min=1, help="With --tp: how long one may keep others waiting.")] = 120,
     options: Annotated[list[str] | None, typer.Option("--with", help="Other engines: an option of the recipe.")] = None,
     engine_arg: Annotated[list[str] | None, typer.Option(help="Other engines: one more word; repeat.")] = None,
     engine_env: Annotated[list[str] | None, typer.Option(help="Other engines: NAME=VALUE; repeat.")] = None,

@@ -9,6 +9,7 @@ from typing import Any
 from perilune.cache.budget import CachePlan, plan_cache
 from perilune.cache.geometry import PAGE_TOKENS, CacheGeometry
 from perilune.cache.prefix import PrefixSettings
+from perilune.engine.roles import RoleConfig
 from perilune.errors import ConfigError, nearest
 from perilune.models.quantised import WEIGHT_BITS
 from perilune.models.share import Share, narrow
@@ -35,6 +36,7 @@ class EngineConfig:
     dense matrices to int8 while they are loaded, but those of experts; "auto" is "16", as the checkpoint has them.
     `tp` ranks share the model, each a process with `threads` of its own and a cache of `cache_bytes`; with `ep` each
     holds whole experts. A rank that keeps the others waiting for `rank_seconds` ends the engine.
+    `pd`: how it hands over caches to other engines and takes theirs; None: not at all.
     Raises ConfigError for a value out of range.
     """
 
@@ -58,6 +60,7 @@ class EngineConfig:
     tp: int = 1
     ep: bool = False
     rank_seconds: int = 120
+    pd: RoleConfig | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -104,6 +107,10 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be true or false, not {getattr(self, name)!r}.")
         if self.ep and self.tp == 1:
             raise ConfigError("ep shares experts among ranks, and there is one.", "", "Set tp too, or leave out ep.")
+        if self.pd is not None and self.tp > 1:
+            raise ConfigError(
+                "An engine of several ranks hands over no caches yet.", "", "Leave out the role, or set tp to 1."
+            )
         if self.snapshot_slots is not None and (type(self.snapshot_slots) is not int or self.snapshot_slots < 0):
             raise ConfigError(f"snapshot_slots must be a whole number of at least 0, not {self.snapshot_slots!r}.")
 

@@ -20,13 +20,13 @@ from perilune.models.checkpoint import Checkpoint
 from perilune.models.fingerprint import fingerprint
 
 
-def identity(checkpoint: Checkpoint, dtype: str, kernels: str, tp: int = 1, ep: bool = False) -> bytes:
+def identity(weights: bytes, checkpoint: Checkpoint, dtype: str, kernels: str, tp: int = 1, ep: bool = False) -> bytes:
     """A hash of all that an entry's bytes depend on beside its tokens: weights, layout, and what computed them.
 
     Another build may round otherwise, so its entries are others: warm = cold would not hold across the two.
     """
     parts = (
-        fingerprint(checkpoint.path).hex(), repr(CacheGeometry.of(checkpoint.spec, dtype, tp)), ep, LAYOUT_VERSION,
+        weights.hex(), repr(CacheGeometry.of(checkpoint.spec, dtype, tp)), ep, LAYOUT_VERSION,
         kernels, __version__, torch.__version__, torch.backends.cpu.get_cpu_capability(),
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).digest()
@@ -43,7 +43,8 @@ def open_tiers(
     """
     if config.cache_dir is None and config.cache_host_bytes is None:
         return None
-    model, disk = identity(checkpoint, dtype, kernels, config.tp, config.ep), None
+    weights, disk = fingerprint(checkpoint.path), None
+    model = identity(weights, checkpoint, dtype, kernels, config.tp, config.ep)
     if config.cache_dir is not None:
         store = Store(Path(config.cache_dir).expanduser(), model, config.cache_disk_bytes)
         # an eighth of what is kept may be on its way: a long prompt goes down whole or not at all
