@@ -9,8 +9,8 @@ import socket
 from perilune.cache.geometry import CacheGeometry
 from perilune.engine.config import EnginePlan
 from perilune.engine.handover import Handover
-from perilune.engine.roles import RoleConfig
 from perilune.engine.ranked import RankedRunner
+from perilune.engine.roles import RoleConfig
 from perilune.engine.runner import Runner
 from perilune.engine.scheduler import Scheduler
 from perilune.engine.tiers import identity
