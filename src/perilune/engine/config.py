@@ -9,6 +9,7 @@ from typing import Any
 from perilune.cache.budget import CachePlan, plan_cache
 from perilune.cache.geometry import PAGE_TOKENS, CacheGeometry
 from perilune.cache.prefix import PrefixSettings
+from perilune.engine.roles import RoleConfig
 from perilune.errors import ConfigError, nearest
 from perilune.models.quantised import WEIGHT_BITS
 from perilune.models.spec import ModelSpec
@@ -32,6 +33,7 @@ class EngineConfig:
     `threads=None` uses one per physical core.
     `kernels` is "auto", the fastest there is for each op, or "reference", plain torch for all. `weight_bits` "8" rounds
     dense matrices to int8 while they are loaded, but those of experts; "auto" is "16", as the checkpoint has them.
+    `pd`: how it hands over caches to other engines and takes theirs; None: not at all.
     Raises ConfigError for a value out of range.
     """
 
@@ -52,6 +54,7 @@ class EngineConfig:
     cache_host_bytes: int | None = None
     cache_dir: str | None = None
     cache_disk_bytes: int = 16 * GIB
+    pd: RoleConfig | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

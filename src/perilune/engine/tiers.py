@@ -20,13 +20,13 @@ from perilune.models.checkpoint import Checkpoint
 from perilune.models.fingerprint import fingerprint
 
 
-def identity(checkpoint: Checkpoint, dtype: str, kernels: str) -> bytes:
+def identity(weights: bytes, checkpoint: Checkpoint, dtype: str, kernels: str) -> bytes:
     """A hash of all that an entry's bytes depend on beside its tokens: weights, layout, and what computed them.
 
     Another build may round otherwise, so its entries are others: warm = cold would not hold across the two.
     """
     parts = (
-        fingerprint(checkpoint.path).hex(), repr(CacheGeometry.of(checkpoint.spec, dtype)), LAYOUT_VERSION,
+        weights.hex(), repr(CacheGeometry.of(checkpoint.spec, dtype)), LAYOUT_VERSION,
         kernels, __version__, torch.__version__, torch.backends.cpu.get_cpu_capability(),
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).digest()
@@ -43,7 +43,7 @@ def open_tiers(
     """
     if config.cache_dir is None and config.cache_host_bytes is None:
         return None
-    model, disk = identity(checkpoint, dtype, kernels), None
+    model, disk = identity(fingerprint(checkpoint.path), checkpoint, dtype, kernels), None
     if config.cache_dir is not None:
         store = Store(Path(config.cache_dir).expanduser(), model, config.cache_disk_bytes)
         # an eighth of what is kept may be on its way: a long prompt goes down whole or not at all
