@@ -6,7 +6,7 @@ export default defineConfig({
   base: '/page/',
   oxc: { jsx: { runtime: 'automatic', importSource: 'preact' } },
   build: {
-    outDir: '../src/perilune/server/assets',
+    outDir: '../src/perilune/http/assets',
     emptyOutDir: true,
     assetsDir: '',
     assetsInlineLimit: 0,

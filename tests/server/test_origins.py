@@ -9,8 +9,8 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from perilune.errors import ConfigError
+from perilune.http.origins import Origins
 from perilune.server.config import ServerConfig
-from perilune.server.origins import Origins
 
 HERE = "127.0.0.1:8000"
 

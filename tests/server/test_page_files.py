@@ -17,7 +17,7 @@ import pytest
 from live import KEY, LiveServer
 
 MOST_BYTES = 150 * 1024
-ASSETS = Path(str(files("perilune.server").joinpath("assets")))
+ASSETS = Path(str(files("perilune.http").joinpath("assets")))
 WEB = Path(__file__).parents[2] / "web"
 
 

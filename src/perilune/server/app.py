@@ -11,23 +11,13 @@ from starlette.middleware.cors import CORSMiddleware
 
 from perilune import __version__
 from perilune.engine.client import AsyncEngine
-from perilune.server import (
-    chat,
-    completions,
-    docs,
-    errors,
-    live,
-    models,
-    openapi,
-    responses,
-    status,
-    tokens,
-)
+from perilune.http import errors
+from perilune.http.middleware import ApiKeys, BodyLimit
+from perilune.http.origins import Origins
+from perilune.http.page import is_page, page_router
+from perilune.server import chat, completions, docs, live, models, openapi, responses, status, tokens
 from perilune.server.config import ServerConfig
 from perilune.server.front import Front
-from perilune.server.middleware import ApiKeys, BodyLimit
-from perilune.server.origins import Origins
-from perilune.server.page import is_page, page_router
 from perilune.server.parsers import Parsers
 from perilune.text.chat import ChatTemplate
 

@@ -10,9 +10,9 @@ from starlette.responses import JSONResponse, Response
 
 from perilune import __version__
 from perilune.errors import PeriluneError
-from perilune.server.errors import ErrorBody, detail_of
+from perilune.http.errors import ErrorBody, detail_of
+from perilune.http.sse import Begun, EventStream, begin, named_event
 from perilune.server.front import Front, FrontDep
-from perilune.server.sse import Begun, EventStream, begin, named_event
 
 _OPEN = ("fail", "warn", "unknown")
 

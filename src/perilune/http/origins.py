@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from perilune.server.errors import ForeignOriginError, error_response
+from perilune.http.errors import ForeignOriginError, error_response
 
 
 class Origins:

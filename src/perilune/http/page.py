@@ -76,7 +76,7 @@ class _File:
 def page_router() -> APIRouter:
     """Routes for `/` and for every file of the page."""
     router = APIRouter(include_in_schema=False)
-    for entry in files("perilune.server").joinpath("assets").iterdir():
+    for entry in files("perilune.http").joinpath("assets").iterdir():
         path = "/" if entry.name == "index.html" else PREFIX + entry.name
         file = _File.of(entry.name, entry.read_bytes())
         router.add_api_route(path, file.answer, methods=["GET", "HEAD"], response_model=None)
