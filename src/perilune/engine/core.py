@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from perilune.cache.manager import CacheManager
@@ -21,15 +19,15 @@ from perilune.engine.grammars import GrammarQueue
 from perilune.engine.handover import Elsewhere, FirstToken, Handover, Here
 from perilune.engine.limits import Limits
 from perilune.engine.messages import Submit, TokenEvent, WireError
+from perilune.engine.ranked import open_runner
 from perilune.engine.request import Borrow, FinishReason, Lend, TokenLogprobs
-from perilune.engine.runner import Runner
 from perilune.engine.sampler import Constraint, Sampler
 from perilune.engine.scheduler import Scheduler, Sequence, Step, Work
 from perilune.engine.scores import PromptScores
 from perilune.engine.status import RouterStatus
+from perilune.engine.threads import set_threads
 from perilune.engine.tiers import open_tiers
-from perilune.errors import OverloadedError, PeriluneError, RequestError, UnsupportedError
-from perilune.host.cores import compute_threads
+from perilune.errors import EngineDeadError, OverloadedError, PeriluneError, RequestError, UnsupportedError
 from perilune.models.checkpoint import Checkpoint
 from perilune.nn.batch import Piece
 from perilune.text.tokenizer import load_tokenizer
@@ -58,20 +56,11 @@ class _Ending(NamedTuple):
     ends_turn: bool = False
 
 
-def _threads(wanted: int | None) -> tuple[int, str]:
-    """Tell torch, and with it the kernels, how many threads compute; (their number, why)."""
-    if wanted is None and os.environ.get("OMP_NUM_THREADS"):
-        return torch.get_num_threads(), "OMP_NUM_THREADS"
-    threads, why = compute_threads() if wanted is None else (wanted, "as set")
-    torch.set_num_threads(threads)
-    return threads, why
-
-
 class EngineCore:
     """Model, caches, queue. Not thread-safe: one caller steps it."""
 
     def __init__(self, config: EngineConfig, path: Path) -> None:
-        threads, why = _threads(config.threads)
+        threads, why = set_threads(config.threads, config.tp)
         checkpoint = Checkpoint.open(path)
         checkpoint.check()
         self.config, self.spec = config, checkpoint.spec
@@ -80,15 +69,15 @@ class EngineCore:
         self.tokenizer = load_tokenizer(path)
         self.stop_ids = frozenset(self.spec.stop_ids) | (self.tokenizer.stop_ids if self.tokenizer else frozenset())
         started = time.perf_counter()
-        self.runner = Runner(checkpoint, self.plan.dtype, self.plan.cache, config.kernels, self.plan.weight_bits)
-        self.because = (*self.plan.because, f"threads {threads}: {why}", self.runner.selection.because)
+        self.runner = open_runner(config, checkpoint, self.plan)
+        self.because = (*self.plan.because, f"threads {threads}: {why}", *self.runner.because)
         self.load_seconds = time.perf_counter() - started
         self.cache = CacheManager(
             self.plan.cache, self.plan.prefix
         )  # after the arenas: its lists are long if they are absurdly large
         self.scheduler = Scheduler(self.cache, config.prefill_chunk)
         computed_by = f"{self.runner.selection.because}; {self.plan.weight_bits} bits"
-        self._tiers = open_tiers(config, checkpoint, self.plan.dtype, computed_by, self.cache, self.runner.arenas)
+        self._tiers = open_tiers(config, checkpoint, self.plan.dtype, computed_by, self.cache, self.runner.kept)
         self._computing = self._tiers.computing if self._tiers else Rate()
         self._active: dict[str, _Active] = {}
         self._stuck = False
@@ -185,7 +174,11 @@ class EngineCore:
             self.scheduler.remove(active.sequence)
 
     def step(self) -> list[TokenEvent]:
-        """Advance every running sequence. An exception inside fails the sequences it concerns, not the engine."""
+        """Advance every running sequence. An exception inside fails the sequences it concerns, not the engine.
+
+        But EngineDeadError: a rank is gone.
+        """
+        self.runner.check()
         events = self._take_compiled()
         if self.handover is not None:
             events += self._take_handovers(self.handover)
@@ -277,6 +270,8 @@ class EngineCore:
         try:
             pieces = [self._piece(work) for work in step.work]
             logits = self._read(step, pieces, self.runner.run(pieces))
+        except EngineDeadError:
+            raise
         except Exception as error:
             log.exception("a step failed")
             return [self._fail(work.sequence, error) for work in step.work]
@@ -400,6 +395,7 @@ class EngineCore:
         held = self.cache.stats()
         return {
             "dtype": self.plan.dtype,
+            "ranks": self.config.tp,
             "max_context": self.limits.context,
             "cache_bytes_planned": self.plan.cache.total_bytes,
             "cache_bytes_allocated": self.runner.allocated_bytes,
@@ -438,3 +434,4 @@ class EngineCore:
         if self._tiers is not None:
             self._tiers.save_all()
         self._grammars.close()
+        self.runner.close()

@@ -9,6 +9,7 @@ import socket
 from perilune.cache.geometry import CacheGeometry
 from perilune.engine.config import EnginePlan
 from perilune.engine.handover import Handover
+from perilune.engine.ranked import RankedRunner
 from perilune.engine.roles import RoleConfig
 from perilune.engine.runner import Runner
 from perilune.engine.scheduler import Scheduler
@@ -23,7 +24,7 @@ from perilune.pd.regions import model_name, table_of
 
 
 def open_handover(
-    config: RoleConfig, checkpoint: Checkpoint, plan: EnginePlan, runner: Runner, scheduler: Scheduler
+    config: RoleConfig, checkpoint: Checkpoint, plan: EnginePlan, runner: Runner | RankedRunner, scheduler: Scheduler
 ) -> tuple[Handover, float, tuple[str, ...]]:
     """(the started Handover, bytes/s of its best transport within this process, lines that say what serves).
 
