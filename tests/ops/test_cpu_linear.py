@@ -115,6 +115,17 @@ def test_strips_hold_the_same_weight_in_the_same_place(name: str, shape: tuple[i
         assert torch.equal(tiled.expert(1).dequantise(torch.float32), expected[1])
 
 
+@each_variant
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("shape", [(32, 32), (96, 160), (3, 64, 544)])
+def test_the_kernel_that_lays_out_strips_moves_every_byte_as_its_definition(
+    native: Native, name: str, shape: tuple[int, ...]
+) -> None:
+    expected, ours = tile(weight(name, *shape, seed=1)), cpu.prepare(native, weight(name, *shape, seed=1))
+    for key, tensor in expected.tensors.items():
+        assert torch.equal(ours.tensors[key].view(torch.uint8), tensor.view(torch.uint8)), key
+
+
 def test_a_weight_that_does_not_fit_strips_stays_as_it_is() -> None:
     for w in (weight("bf16", 48, 64, seed=1), weight("mxfp4", 64, 48, seed=1), DenseWeight(torch.ones(32, 32))):
         assert tile(w) is w

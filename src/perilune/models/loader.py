@@ -1,7 +1,8 @@
-"""Checkpoint -> weights in memory, shard by shard, never the model twice.
+"""Checkpoint -> weights in memory, never the model twice.
 
-Every tensor is allocated once at its final size; each shard is memory-mapped, its tensors copied to their places, and
-unmapped before the next one. Peak memory is the weights plus the pages of one shard.
+Every tensor is allocated once at its final size and read into its place, by as many threads as compute later: one
+waits for the disk, or for its share of a copy. Values that change on the way pass through a buffer of a few MB. Peak
+memory is the weights; nothing is mapped, since mapped pages would count, and stay, until the whole shard is done.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import mmap
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +24,7 @@ from perilune.models.families.common import DTYPES
 from perilune.models.holding import Held
 from perilune.models.quantised import Form, Part
 from perilune.models.safetensors_file import StoredTensor
+from perilune.models.shard import Shard, held_as
 from perilune.ops.linear.formats import (
     DenseWeight,
     Fp8BlockWeight,
@@ -50,6 +54,12 @@ class _Copy:
     target: Tensor | None
     scale: Tensor | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the file's bytes are those of the target."""
+        as_stored = self.target is not None and self.target.dtype == held_as(self.stored.dtype)
+        return as_stored and self.scale is None and self.key != "zero"
+
 
 def load_weights(
     checkpoint: Checkpoint, dtype: torch.dtype, progress: Progress | None = None, weight_bits: int = 16
@@ -74,11 +84,12 @@ def load_weights(
         for copy in _copies(entry, memory[entry.name], checkpoint):
             by_file[copy.stored.file].append(copy)
     done, total = 0, sum(copy.stored.nbytes for copies in by_file.values() for copy in copies)
-    for file in sorted(by_file):
-        for copied in _read_shard(file, by_file[file]):
-            done += copied
-            if progress:
-                progress(done, total)
+    with ThreadPoolExecutor(torch.get_num_threads(), "load") as pool:
+        for file in sorted(by_file):
+            for copied in _read_shard(file, by_file[file], pool):
+                done += copied
+                if progress:
+                    progress(done, total)
     return {entry.name: _finish(entry, memory[entry.name]) for entry in held}
 
 
@@ -114,45 +125,47 @@ def _copies(entry: Held, memory: dict[str, Tensor], checkpoint: Checkpoint) -> I
             yield _Copy(checkpoint.stored[form.shape_name], "shape", form, None)
 
 
-def _read_shard(file: Path, copies: list[_Copy]) -> Iterator[int]:
-    """Do the copies out of one file, front to back; yields the stored bytes of each. Unmaps the file at the end."""
-    size = max(copy.stored.offset + copy.stored.nbytes for copy in copies)
-    try:
-        data = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8)
-    except RuntimeError as error:
-        raise CheckpointError(f"{file} cannot be mapped.", str(error), "Check that it has not changed.") from error
-    for copy in sorted(copies, key=lambda copy: copy.stored.offset):
-        source = _view(data, copy)
-        if copy.target is None:
-            _check_shape(copy.form, source.tolist())
-        elif copy.scale is not None:
-            _round(source, copy.form.group, copy.target, copy.scale)
-        elif copy.key == "zero":
-            # Packed along the outputs in the files: [N/8, groups] -> [N, groups].
-            copy.target.copy_(unpack_int4(source.T, copy.target.shape[0]).T)
-        else:
-            copy.target.copy_(source.reshape(copy.target.shape))
-        yield copy.stored.nbytes
+def _read_shard(file: Path, copies: list[_Copy], pool: Executor) -> Iterator[int]:
+    """Do the copies out of one file, front to back; yields the stored bytes of each."""
+    with Shard(file) as shard:
+        copies = sorted(copies, key=lambda copy: copy.stored.offset)
+        # torch converts with threads of its own, so that is not done in the pool
+        for copy in copies:
+            if not copy.is_plain:
+                _convert(shard, copy)
+                yield copy.stored.nbytes
+        yield from pool.map(partial(_fill, shard), [copy for copy in copies if copy.is_plain])
 
 
-def _round(source: Tensor, group: int, target: Tensor, scale: Tensor) -> None:
-    """Dense [N, K] -> int8 and its scales, some rows at a time: the head in fp32 would be large."""
-    rows = max(1, _AT_ONCE // source.shape[1])
-    for first in range(0, source.shape[0], rows):
-        part = quantise_int8(source[first : first + rows], group)
-        target[first : first + rows] = part.data
-        scale[first : first + rows] = part.scale
+def _fill(shard: Shard, copy: _Copy) -> int:
+    assert copy.target is not None
+    shard.fill(copy.target, copy.stored.offset)
+    return copy.stored.nbytes
 
 
-def _view(data: Tensor, copy: _Copy) -> Tensor:
-    """The stored tensor as a view of the mapped file."""
-    stored = copy.stored
-    raw = data[stored.offset : stored.offset + stored.nbytes]
-    # An e8m0 scale is held as the byte it is.
-    dtype = torch.uint8 if stored.dtype == "float8_e8m0fnu" else getattr(torch, stored.dtype)
-    if stored.offset % dtype.itemsize:
-        raw = raw.clone()
-    return raw.view(dtype).reshape(stored.shape)
+def _convert(shard: Shard, copy: _Copy) -> None:
+    """What is not held as it is stored, some at a time: a head in fp32 would be large."""
+    stored, target = copy.stored, copy.target
+    if target is None:
+        _check_shape(copy.form, shard.values(stored).tolist())
+    elif copy.scale is not None:
+        rows, columns = stored.shape
+        step = max(1, _AT_ONCE // columns)
+        for first in range(0, rows, step):
+            count = min(step, rows - first)
+            part = quantise_int8(
+                shard.values(stored, first * columns, count * columns).view(count, -1), copy.form.group
+            )
+            target[first : first + count] = part.data
+            copy.scale[first : first + count] = part.scale
+    elif copy.key == "zero":
+        # Packed along the outputs in the files: [N/8, groups] -> [N, groups].
+        target.copy_(unpack_int4(shard.values(stored).view(stored.shape).T, target.shape[0]).T)
+    else:
+        values = target.view(-1)
+        for first in range(0, len(values), _AT_ONCE):
+            part = values[first : first + _AT_ONCE]
+            part.copy_(shard.values(stored, first, len(part)))
 
 
 def _check_shape(form: Form, found: list[int]) -> None:
