@@ -1,12 +1,13 @@
 """Checkpoint -> weights in memory, never the model twice.
 
-Every tensor is allocated once at its final size and read into its place, by as many threads as compute later: one
-waits for the disk, or for its share of a copy. Values that change on the way pass through a buffer of a few MB. Peak
-memory is the weights; nothing is mapped, since mapped pages would count, and stay, until the whole shard is done.
+Every tensor is allocated once at its final size and read into its place, by as many threads as compute later. Values
+that change on the way pass through a buffer of a few MB. Peak memory is the weights: nothing is mapped, since the pages
+of a mapped shard stay resident beside what was made of them. A tensor-parallel rank allocates and reads its share only.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from perilune.models.holding import Held
 from perilune.models.quantised import Form, Part
 from perilune.models.safetensors_file import StoredTensor
 from perilune.models.shard import Shard, held_as
+from perilune.models.share import WHOLE, Share
 from perilune.ops.linear.formats import (
     DenseWeight,
     Fp8BlockWeight,
@@ -55,29 +57,52 @@ class _Copy:
     scale: Tensor | None = None
 
     @property
+    def taken(self) -> tuple[int, int, int] | None:
+        """(axis, first, last) of what a rank takes, None for all: `Part.taken`."""
+        return self.form.parts[self.key].taken
+
+    @property
+    def columns(self) -> int:
+        """Stored values per row, as the tensor would be held."""
+        shape = self.stored.shape if self.form.format in ("int4", "mxfp4", "fp8_block") else self.form.spec.held_shape
+        return math.prod(shape[1:])
+
+    @property
+    def rows(self) -> range:
+        """The stored rows to read: all of them, also where a rank takes some columns of each."""
+        if self.taken and self.taken[0] == 0:
+            return range(*self.taken[1:])
+        return range(math.prod(self.stored.shape) // self.columns)
+
+    @property
     def is_plain(self) -> bool:
-        """Whether the file's bytes are those of the target."""
+        """Whether one run of the file's bytes is what the target holds."""
         as_stored = self.target is not None and self.target.dtype == held_as(self.stored.dtype)
-        return as_stored and self.scale is None and self.key != "zero"
+        by_rows = self.key != "zero" and (self.taken is None or self.taken[0] == 0)
+        return as_stored and by_rows and self.scale is None
 
 
 def load_weights(
-    checkpoint: Checkpoint, dtype: torch.dtype, progress: Progress | None = None, weight_bits: int = 16
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+    weight_bits: int = 16,
+    share: Share = WHOLE,
 ) -> dict[str, Tensor | Weight]:
-    """Every tensor of the model by perilune's name, on the CPU.
+    """Every tensor of the model, or what `share` holds of each, by perilune's name, on the CPU.
 
     Linear modules come as a Weight (packed ones stay packed), the experts of a layer as one Weight [E, N, K] per
     `layers.{i}.moe.experts.{gate,up,down}`, anything else as a tensor. Dense values are cast to `dtype`, except
     `a_log` [H], `dt_bias` [D] and `router_bias` [E], which are float32, and `router` [E, D], which keeps its stored
     dtype because it is computed in fp32. Convolutions come as [D, taps]. With `weight_bits` 8, dense matrices are
     rounded to int8, but those of experts and `kv_b`. `progress(done, total)` counts stored bytes.
-    Raises CheckpointError or UnsupportedError, naming the tensor, as `Checkpoint.check`.
+    Raises CheckpointError or UnsupportedError, naming the tensor, as `Checkpoint.check`; ConfigError as `share.cut`.
     """
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise UnsupportedError(f"A model cannot run in {name}.", f"Known: {', '.join(DTYPES)}.", "Change dtype.")
     checkpoint.check()
-    held = checkpoint.held(name, weight_bits)
+    held = checkpoint.held(name, weight_bits, share)
     memory = {entry.name: _allocate(entry) for entry in held}
     by_file: dict[Path, list[_Copy]] = defaultdict(list)
     for entry in held:
@@ -126,46 +151,47 @@ def _copies(entry: Held, memory: dict[str, Tensor], checkpoint: Checkpoint) -> I
 
 
 def _read_shard(file: Path, copies: list[_Copy], pool: Executor) -> Iterator[int]:
-    """Do the copies out of one file, front to back; yields the stored bytes of each."""
+    """Do the copies out of one file; yields the stored bytes of each."""
     with Shard(file) as shard:
         copies = sorted(copies, key=lambda copy: copy.stored.offset)
-        # torch converts with threads of its own, so that is not done in the pool
+        # not in the pool: torch converts with threads of its own
         for copy in copies:
-            if not copy.is_plain:
-                _convert(shard, copy)
-                yield copy.stored.nbytes
+            if copy.target is None:
+                _check_shape(copy.form, shard.values(copy.stored).tolist())
+            elif not copy.is_plain:
+                _convert(shard, copy, copy.target)
+            else:
+                continue
+            yield copy.stored.nbytes
         yield from pool.map(partial(_fill, shard), [copy for copy in copies if copy.is_plain])
 
 
 def _fill(shard: Shard, copy: _Copy) -> int:
     assert copy.target is not None
-    shard.fill(copy.target, copy.stored.offset)
+    shard.fill(copy.target, copy.stored.offset + copy.rows.start * copy.columns * copy.target.itemsize)
     return copy.stored.nbytes
 
 
-def _convert(shard: Shard, copy: _Copy) -> None:
-    """What is not held as it is stored, some at a time: a head in fp32 would be large."""
-    stored, target = copy.stored, copy.target
-    if target is None:
-        _check_shape(copy.form, shard.values(stored).tolist())
-    elif copy.scale is not None:
-        rows, columns = stored.shape
-        step = max(1, _AT_ONCE // columns)
-        for first in range(0, rows, step):
-            count = min(step, rows - first)
-            part = quantise_int8(
-                shard.values(stored, first * columns, count * columns).view(count, -1), copy.form.group
-            )
-            target[first : first + count] = part.data
-            copy.scale[first : first + count] = part.scale
-    elif copy.key == "zero":
+def _convert(shard: Shard, copy: _Copy, target: Tensor) -> None:
+    """Copy what is not held as it is stored, some rows at a time: a head in fp32 would be large."""
+    if copy.key == "zero":
         # Packed along the outputs in the files: [N/8, groups] -> [N, groups].
-        target.copy_(unpack_int4(shard.values(stored).view(stored.shape).T, target.shape[0]).T)
-    else:
-        values = target.view(-1)
-        for first in range(0, len(values), _AT_ONCE):
-            part = values[first : first + _AT_ONCE]
-            part.copy_(shard.values(stored, first, len(part)))
+        packed = shard.values(copy.stored).view(copy.stored.shape)
+        zero = unpack_int4(packed.T, copy.form.spec.shape[0]).T
+        target.copy_(zero.narrow(copy.taken[0], copy.taken[1], target.shape[copy.taken[0]]) if copy.taken else zero)
+        return
+    rows, columns, target = copy.rows, copy.columns, target.view(len(target), -1)
+    step = max(1, _AT_ONCE // columns)
+    for first in range(0, len(rows), step):
+        count = min(step, len(rows) - first)
+        values = shard.values(copy.stored, (rows.start + first) * columns, count * columns).view(count, columns)
+        if copy.taken and copy.taken[0] == 1:
+            values = values[:, slice(*copy.taken[1:])]
+        if copy.scale is None:
+            target[first : first + count] = values
+        else:
+            rounded = quantise_int8(values, copy.form.group)
+            target[first : first + count], copy.scale[first : first + count] = rounded.data, rounded.scale
 
 
 def _check_shape(form: Form, found: list[int]) -> None:
@@ -182,7 +208,7 @@ def _finish(entry: Held, parts: dict[str, Tensor]) -> Tensor | Weight:
     if not entry.is_linear:
         return parts["data"]
     if form.format == "int4":
-        columns = form.spec.shape[1]
+        columns = form.shape[1]
         return Int4Weight(
             parts["packed"], parts["scale"], parts.get("zero"), form.group, columns if columns % 8 else None
         )

@@ -10,10 +10,11 @@ from fastapi import FastAPI
 
 from perilune import __version__
 from perilune.engine.client import AsyncEngine
-from perilune.server import chat, completions, docs, errors, models, openapi, responses, status, tokens
+from perilune.http import errors
+from perilune.http.middleware import ApiKeys, BodyLimit
+from perilune.server import chat, completions, docs, models, openapi, responses, status, tokens
 from perilune.server.config import ServerConfig
 from perilune.server.front import Front
-from perilune.server.middleware import ApiKeys, BodyLimit
 from perilune.server.parsers import Parsers
 from perilune.text.chat import ChatTemplate
 

@@ -11,16 +11,16 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from perilune.engine.request import TextDelta
+from perilune.http.errors import ErrorBody, detail_of, log_unexpected
+from perilune.http.sse import Begun, EventStream, begin, data_event, unless_gone
 from perilune.server.body import JsonRoute
 from perilune.server.chat_body import ChatBody
 from perilune.server.conversation import prepare
-from perilune.server.errors import ErrorBody, detail_of, log_unexpected
 from perilune.server.front import Front, FrontDep
 from perilune.server.logprobs import ChatLogprobs, PromptEntries, chat_logprobs, prompt_logprobs
 from perilune.server.openapi import GENERATION_ERRORS, STREAM_OR_JSON
 from perilune.server.reply import UsageBody, new_id, usage_body
 from perilune.server.sampling import streamless
-from perilune.server.sse import Begun, EventStream, begin, data_event, unless_gone
 from perilune.server.stream import Answers, Call, Finish, Folded, Step, fold
 from perilune.text.events import ContentDelta, ReasoningDelta, ToolCallArguments, ToolCallStart
 

@@ -13,15 +13,15 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from perilune.engine.request import Grammar, SamplingParams, TextDelta
+from perilune.http.errors import ErrorBody, detail_of, log_unexpected
+from perilune.http.sse import Begun, EventStream, begin, data_event, unless_gone
 from perilune.server.body import JsonRoute
 from perilune.server.completions_body import CompletionBody
-from perilune.server.errors import ErrorBody, detail_of, log_unexpected
 from perilune.server.front import Front, FrontDep, Job
 from perilune.server.logprobs import PromptEntries, TextLogprobs, TextLogprobsWriter, prompt_logprobs
 from perilune.server.openapi import GENERATION_ERRORS, STREAM_OR_JSON
 from perilune.server.reply import UsageBody, new_id, usage_body
 from perilune.server.sampling import only_one
-from perilune.server.sse import Begun, EventStream, begin, data_event, unless_gone
 from perilune.server.stream import Answers, Folded, PlainReader, Step, fold
 from perilune.text.events import ContentDelta
 

@@ -14,8 +14,8 @@ from fastapi import Depends, Request
 from perilune.engine.client import AsyncEngine
 from perilune.engine.request import SamplingParams, TextDelta
 from perilune.errors import PeriluneError, RequestError, UnsupportedError, nearest
+from perilune.http.errors import UnknownModelError
 from perilune.server.config import ServerConfig
-from perilune.server.errors import UnknownModelError
 from perilune.server.grammar import GrammarCheck
 from perilune.server.merge import merge
 from perilune.server.metrics import Metrics

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from perilune.server.errors import ErrorBody
+from perilune.http.errors import ErrorBody
 
 _WHY = {
     400: "The request is invalid; the message says what, why and what helps.",

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from perilune.errors import PeriluneError
-from perilune.server.errors import SlowBodyError, TooLargeError, UnauthorizedError, error_response
+from perilune.http.errors import SlowBodyError, TooLargeError, UnauthorizedError, error_response
 from perilune.units import MIB, format_bytes
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
