@@ -59,7 +59,8 @@ class _Copy:
     @property
     def taken(self) -> tuple[int, int, int] | None:
         """(axis, first, last) of what a rank takes, None for all: `Part.taken`."""
-        return self.form.parts[self.key].taken
+        part = self.form.parts.get(self.key)
+        return part.taken if part else None
 
     @property
     def columns(self) -> int:

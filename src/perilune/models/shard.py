@@ -29,7 +29,7 @@ class Shard(AbstractContextManager["Shard"]):
 
     def fill(self, target: Tensor, offset: int) -> None:
         """Bytes of the file from `offset` on -> the memory of `target`, which is contiguous."""
-        rest = memoryview(target.view(-1).view(torch.uint8).numpy())
+        rest = target.view(-1).view(torch.uint8).numpy().data
         try:
             while rest:
                 count = os.preadv(self._descriptor, [rest], offset)
