@@ -27,6 +27,7 @@ from perilune.engine.scores import PromptScores
 from perilune.engine.status import RouterStatus
 from perilune.engine.threads import set_threads
 from perilune.engine.tiers import open_tiers
+from perilune.engine.view import View, requests_of
 from perilune.errors import EngineDeadError, OverloadedError, PeriluneError, RequestError, UnsupportedError
 from perilune.models.checkpoint import Checkpoint
 from perilune.nn.batch import Piece
@@ -418,6 +419,11 @@ class EngineCore:
             **(self._tiers.named() if self._tiers else {}),
             **(self.handover.exchange.counters.named() if self.handover else {}),
         }
+
+    def view(self) -> View:
+        """This moment, for whoever watches."""
+        cache = self.plan.cache
+        return View(self.stats(), cache.page_bytes, cache.slot_bytes, requests_of(self.scheduler))
 
     def status(self) -> dict[str, Any] | None:
         """What a router wants to know; None for an engine that hands nothing over."""
