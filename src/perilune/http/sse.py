@@ -6,7 +6,7 @@ Every way out of a stream, the client's leaving included, closes the iterator be
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
@@ -33,9 +33,12 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], source: Begun[Any]) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], source: Begun[Any], headers: Mapping[str, str] | None = None
+    ) -> None:
         # A buffering proxy would turn a stream into one late answer.
-        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        own = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, headers={**own, **(headers or {})})
         self._events, self._source = events, source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,6 +86,7 @@ class Begun(Generic[T]):
     """
 
     def __init__(self, first: T, rest: AsyncGenerator[T, None]) -> None:
+        self.first = first
         self._first: list[T] = [first]
         self._rest = rest
 
