@@ -231,7 +231,11 @@ def test_experts_give_a_token_the_same_bits_in_any_batch_and_on_any_number_of_th
 @pytest.mark.parametrize("strips", [False, True])
 def test_an_expert_of_another_rank_adds_nothing(native: Native, strips: bool) -> None:
     parts = [weight("int4-32", 4, 64, 64, seed=i) for i in range(3)]
-    x, ids, weights = random(5, 64, seed=5), torch.tensor([[0, 3], [-1, 2], [1, -1], [-1, -1], [3, 0]]), torch.ones(5, 2)
+    x, ids, weights = (
+        random(5, 64, seed=5),
+        torch.tensor([[0, 3], [-1, 2], [1, -1], [-1, -1], [3, 0]]),
+        torch.ones(5, 2),
+    )
     expected = moe.experts(x.float(), ids, weights, *parts)
     assert not expected[3].any()
     ours = moe_cpu.experts(native, x, ids, weights, *(map(tile, parts) if strips else parts))
