@@ -266,8 +266,8 @@ def null_server(
 
 def _points(file: Path, sweep: str | None, facts: list[str] | None, *, probe: bool = False) -> tuple[Point, ...]:
     from perilune.bench.plan.expand import expand
-    from perilune.bench.spec.facts import parse_facts, probe_facts
+    from perilune.bench.spec.facts import doctor_facts, parse_facts
     from perilune.bench.spec.load import load_sweeps
 
-    probed = probe_facts() if probe else {}
+    probed = doctor_facts() if probe else {}
     return expand(load_sweeps(file), sweep, {**probed, **parse_facts(facts or [])})

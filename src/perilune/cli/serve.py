@@ -68,8 +68,14 @@ def serve(
     ] = "perilune",
     target: Annotated[str | None, typer.Option(help="Other engines: the recipe's host; else what this is.")] = None,
     tp: Annotated[
-        int | None, typer.Option("--tp", "--tensor-parallel-size", min=1, help="Other engines: GPUs.")
+        int | None,
+        typer.Option("--tp", "--tensor-parallel-size", min=1, help="Processes, or GPUs, that share the model."),
     ] = None,
+    ep: Annotated[
+        bool,
+        typer.Option("--ep", "--enable-expert-parallel", help="With --tp: experts are shared whole."),
+    ] = False,
+    rank_seconds: Annotated[int, typer.Option(min=1, help="With --tp: how long one may keep others waiting.")] = 120,
     options: Annotated[list[str] | None, typer.Option("--with", help="Other engines: an option of the recipe.")] = None,
     engine_arg: Annotated[list[str] | None, typer.Option(help="Other engines: one more word; repeat.")] = None,
     engine_env: Annotated[list[str] | None, typer.Option(help="Other engines: NAME=VALUE; repeat.")] = None,
@@ -125,6 +131,9 @@ def serve(
         cache_host_bytes=None if cache_host_bytes is None else parse_bytes(cache_host_bytes),
         cache_dir=cache_dir,
         cache_disk_bytes=parse_bytes(cache_disk_bytes),
+        tp=tp or 1,
+        ep=ep,
+        rank_seconds=rank_seconds,
     )
     server = ServerConfig(
         host=host,

@@ -1,7 +1,8 @@
 """Checkpoint -> weights in memory, shard by shard, never the model twice.
 
 Every tensor is allocated once at its final size; each shard is memory-mapped, its tensors copied to their places, and
-unmapped before the next one. Peak memory is the weights plus the pages of one shard.
+unmapped before the next one. Peak memory is the weights plus the pages of one shard. A tensor-parallel rank allocates
+and reads its share only.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from perilune.models.families.common import DTYPES
 from perilune.models.holding import Held
 from perilune.models.quantised import Form, Part
 from perilune.models.safetensors_file import StoredTensor
+from perilune.models.share import WHOLE, Share
 from perilune.ops.linear.formats import (
     DenseWeight,
     Fp8BlockWeight,
@@ -50,24 +52,36 @@ class _Copy:
     target: Tensor | None
     scale: Tensor | None = None
 
+    def share(self, values: Tensor) -> Tensor:
+        """Of all the part's `values`, as they would be held, those that are taken. A view."""
+        part = self.form.parts[self.key]
+        if part.taken is None:
+            return values
+        axis, first, last = part.taken
+        return values.narrow(axis, first, last - first)
+
 
 def load_weights(
-    checkpoint: Checkpoint, dtype: torch.dtype, progress: Progress | None = None, weight_bits: int = 16
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+    weight_bits: int = 16,
+    share: Share = WHOLE,
 ) -> dict[str, Tensor | Weight]:
-    """Every tensor of the model by perilune's name, on the CPU.
+    """Every tensor of the model, or what `share` holds of each, by perilune's name, on the CPU.
 
     Linear modules come as a Weight (packed ones stay packed), the experts of a layer as one Weight [E, N, K] per
     `layers.{i}.moe.experts.{gate,up,down}`, anything else as a tensor. Dense values are cast to `dtype`, except
     `a_log` [H], `dt_bias` [D] and `router_bias` [E], which are float32, and `router` [E, D], which keeps its stored
     dtype because it is computed in fp32. Convolutions come as [D, taps]. With `weight_bits` 8, dense matrices are
     rounded to int8, but those of experts and `kv_b`. `progress(done, total)` counts stored bytes.
-    Raises CheckpointError or UnsupportedError, naming the tensor, as `Checkpoint.check`.
+    Raises CheckpointError or UnsupportedError, naming the tensor, as `Checkpoint.check`; ConfigError as `share.cut`.
     """
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise UnsupportedError(f"A model cannot run in {name}.", f"Known: {', '.join(DTYPES)}.", "Change dtype.")
     checkpoint.check()
-    held = checkpoint.held(name, weight_bits)
+    held = checkpoint.held(name, weight_bits, share)
     memory = {entry.name: _allocate(entry) for entry in held}
     by_file: dict[Path, list[_Copy]] = defaultdict(list)
     for entry in held:
@@ -126,12 +140,14 @@ def _read_shard(file: Path, copies: list[_Copy]) -> Iterator[int]:
         if copy.target is None:
             _check_shape(copy.form, source.tolist())
         elif copy.scale is not None:
-            _round(source, copy.form.group, copy.target, copy.scale)
+            _round(copy.share(source), copy.form.group, copy.target, copy.scale)
         elif copy.key == "zero":
             # Packed along the outputs in the files: [N/8, groups] -> [N, groups].
-            copy.target.copy_(unpack_int4(source.T, copy.target.shape[0]).T)
+            copy.target.copy_(copy.share(unpack_int4(source.T, copy.form.spec.shape[0]).T))
+        elif copy.form.format == "dense":
+            copy.target.copy_(copy.share(source.reshape(copy.form.spec.held_shape)))
         else:
-            copy.target.copy_(source.reshape(copy.target.shape))
+            copy.target.copy_(copy.share(source))
         yield copy.stored.nbytes
 
 
@@ -169,7 +185,7 @@ def _finish(entry: Held, parts: dict[str, Tensor]) -> Tensor | Weight:
     if not entry.is_linear:
         return parts["data"]
     if form.format == "int4":
-        columns = form.spec.shape[1]
+        columns = form.shape[1]
         return Int4Weight(
             parts["packed"], parts["scale"], parts.get("zero"), form.group, columns if columns % 8 else None
         )

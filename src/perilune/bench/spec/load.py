@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perilune.bench.spec.condition import parse_condition
 from perilune.bench.spec.sweep import SweepFile
+from perilune.deploy.condition import parse_condition
 from perilune.errors import ConfigError, PeriluneError, nearest
 from perilune.files.checked import checked
 from perilune.files.yamlfile import Route, YamlFile, parse_yaml, read_yaml
