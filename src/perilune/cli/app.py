@@ -12,7 +12,7 @@ from perilune.errors import PeriluneError
 
 COMMANDS = (
     "doctor", "plan", "recipe", "deploy", "serve", "route", "generate", "chat", "demo", "bench", "smoke", "ops",
-    "cache",
+    "cache", "pd",
 )  # fmt: skip
 
 

@@ -21,7 +21,10 @@ _DISCARD_BYTES = 64 * MIB
 
 
 class ApiKeys:
-    """Answers 401 unless the request carries one of `keys` as a bearer token, which becomes `state.api_key`."""
+    """Answers 401 unless the request carries one of `keys` as a bearer token, which becomes `state.api_key`.
+
+    Whom somebody before vouched for (`state.vouched`) needs none; a token it carries still says for whom it asks.
+    """
 
     def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
         self._app = app
@@ -32,7 +35,7 @@ class ApiKeys:
             await self._app(scope, receive, send)
             return
         given = _bearer(scope)
-        if self._knows(given):
+        if self._knows(given) or "vouched" in scope.get("state", {}):
             scope.setdefault("state", {})["api_key"] = given
             await self._app(scope, receive, send)
             return

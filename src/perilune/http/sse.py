@@ -44,7 +44,8 @@ class EventStream(StreamingResponse):
         self, events: AsyncGenerator[bytes, None], source: Source, headers: Mapping[str, str] | None = None
     ) -> None:
         # A buffering proxy would turn a stream into one late answer.
-        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})})
+        own = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, headers={**own, **(headers or {})})
         self._events, self._source = events, source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,6 +88,7 @@ class Begun(Generic[T]):
     """
 
     def __init__(self, first: T, rest: AsyncGenerator[T, None]) -> None:
+        self.first = first
         self._first: list[T] = [first]
         self._rest = rest
 

@@ -12,7 +12,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from perilune.engine.client import AsyncEngine
-from perilune.engine.request import SamplingParams, TextDelta
+from perilune.engine.request import Handover, SamplingParams, TextDelta
 from perilune.errors import PeriluneError, RequestError, UnsupportedError, nearest
 from perilune.http.errors import UnknownModelError
 from perilune.server.config import ServerConfig
@@ -108,7 +108,7 @@ class Front:
         metrics.open.inc(sequences)
         try:
             async with aclosing(
-                self.engine.generate(job.prompt_ids, job.params, salt=job.salt, marks=job.marks)
+                self.engine.generate(job.prompt_ids, job.params, salt=job.salt, marks=job.marks, handover=job.handover)
             ) as deltas:
                 async for delta in deltas:
                     now = time.monotonic()
@@ -137,12 +137,13 @@ class Front:
 
 @dataclass(frozen=True)
 class Job:
-    """One prompt and how to go on from it. `salt` and `marks` as in `AsyncEngine.generate`."""
+    """One prompt and how to go on from it. `salt`, `marks` and `handover` as in `AsyncEngine.generate`."""
 
     prompt_ids: list[int]
     params: SamplingParams
     salt: bytes = b""
     marks: tuple[int, ...] = ()
+    handover: Handover | None = None
 
 
 def _front(request: Request) -> Front:
