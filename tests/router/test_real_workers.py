@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,23 +13,8 @@ from pathlib import Path
 import httpx
 import live
 import pytest
-from openai import APIError, OpenAI
-
-SECONDS = 60.0
-
-
-def start_router(folder: Path, *flags: str) -> tuple[subprocess.Popen[bytes], str]:
-    """Returns once it serves: the process and its URL."""
-    log = folder / "route.log"
-    command = [sys.executable, "-m", "perilune", "route", "--port", "0", "--health-seconds", "0.2", *flags]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    end = time.monotonic() + SECONDS
-    while not (found := re.search(r"serving .* at (http://\S+)", log.read_text())):
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < end, log.read_text()
-        time.sleep(0.05)
-    return process, found.group(1)
+from openai import APIError
+from processes import SECONDS, client, say, start_router
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +34,6 @@ def url(engines: list[live.LiveServer], tmp_path_factory: pytest.TempPathFactory
     yield url
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
-
-
-def client(url: str, key: str) -> OpenAI:
-    return OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=SECONDS)
-
-
-def say(openai: OpenAI, text: str, tokens: int = 24) -> list[str]:
-    made = openai.chat.completions.create(
-        model=live.MODEL, messages=[{"role": "user", "content": text}], max_tokens=tokens, temperature=0, stream=True,
-        extra_body={"ignore_eos": True},
-    )  # fmt: skip
-    return [piece.choices[0].delta.content or "" for piece in made if piece.choices]
 
 
 def test_streams_through_the_router_equal_those_of_an_engine(engines: list[live.LiveServer], url: str) -> None:

@@ -338,3 +338,9 @@ async def test_a_full_engine_is_left_for_one_with_a_free_slot_even_if_it_knows_t
             worker = next(each for each in router.pool.workers.values() if each.place.url == known.url)
             await until(lambda: worker.status is not None and worker.status.slots.free == 0)
             assert other.url in (await client.post(CHAT, json=chat(text))).text
+
+
+async def test_engines_that_list_their_models_to_nobody_get_every_model() -> None:
+    async with engine() as e, front(config(e)) as (router, client):
+        router.pool.workers["w0"].models = None
+        assert e.url in (await client.post(CHAT, json={**chat(), "model": "any"})).text

@@ -88,7 +88,7 @@ def create_app(router: Router) -> FastAPI:
             {
                 "name": worker.name, "url": worker.place.url, "role": worker.place.role, "up": worker.up,
                 "accepting": worker.accepting, "open": worker.open, "pending_tokens": worker.pending,
-                "models": [entry.get("id") for entry in worker.models],
+                "models": worker.model_names,
             }
             for worker in router.pool.workers.values()
         ]  # fmt: skip

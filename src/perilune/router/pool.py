@@ -70,7 +70,7 @@ class Pool:
         """Engines that accept requests now. Raises UnknownModelError if engines are there and none serves `model`."""
         there = [worker for worker in self.workers.values() if worker.accepting]
         if there and not any(worker.serves(model) for worker in there):
-            names = {str(entry.get("id")) for worker in there for entry in worker.models}
+            names = {name for worker in there for name in worker.model_names}
             raise UnknownModelError(
                 f"No engine here serves the model {str(model)[:200]!r}.",
                 nearest(str(model)[:200], names),
@@ -86,7 +86,7 @@ class Pool:
         """Entries of /v1/models, each name once."""
         found: dict[str, dict[str, Any]] = {}
         for worker in self.workers.values():
-            for entry in worker.models if worker.up else ():
+            for entry in (worker.models or ()) if worker.up else ():
                 found.setdefault(str(entry.get("id")), entry)
         return list(found.values())
 
@@ -153,8 +153,10 @@ class Pool:
             return await self._probe(worker, paths[1:])
         return False, None, paths
 
-    async def _models(self, worker: Worker) -> tuple[dict[str, Any], ...]:
+    async def _models(self, worker: Worker) -> tuple[dict[str, Any], ...] | None:
         response = await self._legs.get(worker, "/v1/models", _PROBE_SECONDS)
+        if response.status_code != 200:
+            return None
         listed = json.loads(response.content)
         entries = listed.get("data") if isinstance(listed, dict) else None
         return tuple(entry for entry in entries or () if isinstance(entry, dict))

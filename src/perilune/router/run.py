@@ -117,7 +117,7 @@ def line(worker: Worker) -> str:
     head = f"{worker.name:<4} {worker.place.role:<8} {worker.place.url}"
     if not worker.up:
         return f"{head}  does not answer"
-    says = [str(entry.get("id")) for entry in worker.models]
+    says = worker.model_names or ["up"]
     if (status := worker.status) is not None:
         says.append(f"{status.slots.total} slots")
         if worker.place.role != "prefill" and status.cost.state_bytes:

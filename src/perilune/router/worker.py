@@ -26,14 +26,14 @@ _WEIGHT = 0.2
 class Worker:
     """`open` counts the router's requests there, `served` all there were, `pending` prompt tokens before a first token.
 
-    `models` are its entries of /v1/models. `lost` is set while it is not up. `push`: what vLLM in push mode said of
-    itself.
+    `models` are its entries of /v1/models, None if it does not list them to the router. `lost` is set while it is not
+    up. `push`: what vLLM in push mode said of itself.
     """
 
     place: Place
     up: bool = False
     status: Status | None = None
-    models: tuple[dict[str, Any], ...] = ()
+    models: tuple[dict[str, Any], ...] | None = None
     open: int = 0
     pending: int = 0
     failures: int = 0
@@ -57,7 +57,11 @@ class Worker:
         return self.place.role != "prefill"
 
     def serves(self, model: str | None) -> bool:
-        return model is None or any(each.get("id") == model for each in self.models)
+        return model is None or self.models is None or any(each.get("id") == model for each in self.models)
+
+    @property
+    def model_names(self) -> list[str]:
+        return [str(each.get("id")) for each in self.models or ()]
 
     def rises(self) -> None:
         self.up, self.failures = True, 0
