@@ -62,6 +62,10 @@ def serve(
     enable_auto_tool_choice: Annotated[bool, typer.Option(hidden=True)] = True,
     max_body_bytes: Annotated[str, typer.Option(help="Largest request body, like 16MiB.")] = "16MiB",
     drain_seconds: Annotated[float, typer.Option(min=0, help="Time for open requests when stopped.")] = 30.0,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Answer / with a page to chat and watch.")] = True,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="A site whose pages may use this server; repeat, * for all.")
+    ] = None,
     role: Annotated[
         str | None,
         typer.Option(help="prefill, decode or both, with a cluster key: caches are handed over; docs/pd.md."),
@@ -176,5 +180,7 @@ def serve(
         reasoning_parser=reasoning_parser,
         max_body_bytes=parse_bytes(max_body_bytes),
         drain_seconds=drain_seconds,
+        page=page,
+        allowed_origins=tuple(allow_origin or ()),
     )
     raise typer.Exit(run(own, server))

@@ -28,6 +28,7 @@ from perilune.engine.messages import (
     Abort,
     AskStats,
     AskStatus,
+    AskView,
     Fatal,
     FromEngine,
     Ready,
@@ -43,6 +44,7 @@ from perilune.engine.messages import (
 )
 from perilune.engine.output import AnswerStream
 from perilune.engine.request import Handover, SamplingParams, TextDelta
+from perilune.engine.view import View
 from perilune.errors import EngineDeadError, OverloadedError, PeriluneError, RequestError
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.hub import resolve
@@ -71,6 +73,7 @@ class AsyncEngine:
         self._serials = itertools.count()
         self._queues: dict[str, asyncio.Queue[TokenEvent]] = {}
         self._stats: list[asyncio.Future[dict[str, int | float | str]]] = []
+        self._views: list[asyncio.Future[View]] = []
         self._status: list[asyncio.Future[dict[str, Any] | None]] = []
         self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._closing = False
@@ -180,6 +183,14 @@ class AsyncEngine:
         self._send(AskStats())
         return await answer
 
+    async def view(self) -> View:
+        """The engine at this moment, request by request. Raises EngineDeadError."""
+        self._require_alive()
+        answer: asyncio.Future[View] = asyncio.get_running_loop().create_future()
+        self._views.append(answer)
+        self._send(AskView())
+        return await answer
+
     async def status(self) -> dict[str, Any] | None:
         """What a router wants to know, as `EngineCore.status`. Raises EngineDeadError."""
         self._require_alive()
@@ -233,6 +244,9 @@ class AsyncEngine:
             elif isinstance(message, Stats):
                 if self._stats and not (answer := self._stats.pop(0)).done():
                     answer.set_result(message.values)
+            elif isinstance(message, View):
+                if self._views and not (view := self._views.pop(0)).done():
+                    view.set_result(message)
             elif isinstance(message, Status):
                 if self._status and not (asked := self._status.pop(0)).done():
                     asked.set_result(message.values)
@@ -261,11 +275,12 @@ class AsyncEngine:
         self.died.set()
         if not self._ready.done():
             self._ready.set_exception(self.death)
-        waiting: list[asyncio.Future[Any]] = [*self._stats, *self._status]
+        waiting: list[asyncio.Future[Any]] = [*self._stats, *self._views, *self._status]
         for answer in waiting:
             if not answer.done():
                 answer.set_exception(self._dead())
         self._stats.clear()
+        self._views.clear()
         self._status.clear()
         for sequence, queue in self._queues.items():
             queue.put_nowait(TokenEvent(sequence, finish_reason="error", error=WireError.of(self._dead())))

@@ -44,6 +44,13 @@ class UnauthorizedError(PeriluneError):
     code = "invalid_api_key"
 
 
+class ForeignOriginError(PeriluneError):
+    """A web page of another site sent the request."""
+
+    http_status = 403
+    code = "foreign_origin"
+
+
 class TooLargeError(PeriluneError):
     """The request's body is larger than the server reads."""
 

@@ -13,13 +13,15 @@ from fastapi import Depends, Request
 
 from perilune.engine.client import AsyncEngine
 from perilune.engine.request import Handover, SamplingParams, TextDelta
-from perilune.errors import PeriluneError, RequestError, UnsupportedError, nearest
+from perilune.errors import OverloadedError, PeriluneError, RequestError, UnsupportedError, nearest
 from perilune.http.errors import UnknownModelError
+from perilune.server.checkup import Checkup
 from perilune.server.config import ServerConfig
 from perilune.server.grammar import GrammarCheck
 from perilune.server.merge import merge
 from perilune.server.metrics import Metrics
 from perilune.server.parsers import Parsers
+from perilune.server.watch import Watch
 from perilune.text.chat import ChatTemplate
 from perilune.text.tokenizer import Tokenizer
 
@@ -35,8 +37,22 @@ class Front:
     parsers: Parsers
     metrics: Metrics = field(default_factory=Metrics)
     grammars: GrammarCheck = field(default_factory=GrammarCheck)
+    checkup: Checkup = field(default_factory=Checkup)
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(self.engine)
+
+    def require_open(self) -> None:
+        """Raises OverloadedError once the server was asked to stop."""
+        if self.draining:
+            raise OverloadedError("The server is stopping.", "It finishes what is open.", "Use another one.")
+
+    def drain(self) -> None:
+        """The server was asked to stop."""
+        self.draining = True
+        self.watch.stop(OverloadedError("The server is stopping."))
 
     @property
     def context(self) -> int:

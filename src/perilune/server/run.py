@@ -41,7 +41,7 @@ async def _serve(engine_config: EngineConfig, server_config: ServerConfig, liste
 
             def ending(dead: bool) -> None:
                 say("the engine process ended; stopping" if dead else "stopping: open requests are finished first")
-                front.draining = True
+                front.drain()
 
             for line in engine.because:
                 say(f"  {line}")
