@@ -60,9 +60,7 @@ class FleetFile(Strict):
     logs: str = "~/.local/state/perilune/fleet"
     first_port: Port = 8101
     first_pd_port: Port = 18101
-    gpu_variable: str = Field(
-        default="CUDA_VISIBLE_DEVICES", description="For printed commands; Ray sets its own."
-    )
+    gpu_variable: str = Field(default="CUDA_VISIBLE_DEVICES", description="For printed commands; Ray sets its own.")
     serve: Flags = Field(default_factory=dict, description="Flags of every engine.")
     env: dict[str, str] = Field(default_factory=dict)
     prefill: Group | None = None
