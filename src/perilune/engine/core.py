@@ -14,7 +14,7 @@ from torch import Tensor
 from perilune.cache.manager import CacheManager
 from perilune.cache.tier import Rate
 from perilune.engine.config import EngineConfig, plan_engine
-from perilune.engine.door import open_handover
+from perilune.engine.door import FrontDoor
 from perilune.engine.grammars import GrammarQueue
 from perilune.engine.handover import Elsewhere, FirstToken, Handover, Here
 from perilune.engine.limits import Limits
@@ -91,9 +91,10 @@ class EngineCore:
         }
         self.handover: Handover | None = None
         if config.pd is not None:
-            self.handover, probed, lines = open_handover(config.pd, checkpoint, self.plan, self.runner, self.scheduler)
+            self._door = FrontDoor(config, config.pd, checkpoint, self.plan, self.runner, self.scheduler)
+            self.handover, probed = self._door.handover, self._door.bytes_per_second
             self._status = RouterStatus(self.handover, self.scheduler, self._computing, probed, self.limits.context)
-            self.because += lines
+            self.because += self._door.because
 
     @property
     def busy(self) -> bool:
@@ -436,7 +437,7 @@ class EngineCore:
 
     def close(self) -> None:
         if self.handover is not None:
-            self.handover.close()
+            self._door.close()
         if self._tiers is not None:
             self._tiers.save_all()
         self._grammars.close()
