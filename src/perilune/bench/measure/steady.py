@@ -83,7 +83,7 @@ def slope(values: Sequence[float]) -> float:
 def _inflation(values: Sequence[float]) -> float:
     """n / n*, at least 1: 1 + 2 Σ (n-i)(n-i-1)(n-i-2) ρ(i) / (n(n-1)(n-2)), over lags beyond what chance gives."""
     n, tilt = len(values), slope(values)
-    flat = [value - tilt * i for i, value in enumerate(values)]
+    flat = [value - tilt * (i - (n - 1) / 2) for i, value in enumerate(values)]
     order = sorted(flat)
     ranks = [(bisect.bisect_left(order, v) + bisect.bisect_right(order, v) - n) / 2 for v in flat]
     power = sum(rank * rank for rank in ranks)
