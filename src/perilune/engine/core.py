@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from perilune.cache.manager import CacheManager
 from perilune.cache.tier import Rate
 from perilune.engine.config import EngineConfig, plan_engine
-from perilune.engine.door import open_handover
+from perilune.engine.door import FrontDoor
 from perilune.engine.grammars import GrammarQueue
 from perilune.engine.handover import Elsewhere, FirstToken, Handover, Here
 from perilune.engine.limits import Limits
 from perilune.engine.messages import Submit, TokenEvent, WireError
+from perilune.engine.ranked import open_runner
 from perilune.engine.request import Borrow, FinishReason, Lend, TokenLogprobs
-from perilune.engine.runner import Runner
 from perilune.engine.sampler import Constraint, Sampler
 from perilune.engine.scheduler import Scheduler, Sequence, Step, Work
 from perilune.engine.scores import PromptScores
 from perilune.engine.status import RouterStatus
+from perilune.engine.threads import set_threads
 from perilune.engine.tiers import open_tiers
-from perilune.errors import OverloadedError, PeriluneError, RequestError, UnsupportedError
-from perilune.host.cores import compute_threads
+from perilune.engine.view import View, requests_of
+from perilune.errors import EngineDeadError, OverloadedError, PeriluneError, RequestError, UnsupportedError
 from perilune.models.checkpoint import Checkpoint
 from perilune.nn.batch import Piece
 from perilune.text.tokenizer import load_tokenizer
@@ -58,20 +57,11 @@ class _Ending(NamedTuple):
     ends_turn: bool = False
 
 
-def _threads(wanted: int | None) -> tuple[int, str]:
-    """Tell torch, and with it the kernels, how many threads compute; (their number, why)."""
-    if wanted is None and os.environ.get("OMP_NUM_THREADS"):
-        return torch.get_num_threads(), "OMP_NUM_THREADS"
-    threads, why = compute_threads() if wanted is None else (wanted, "as set")
-    torch.set_num_threads(threads)
-    return threads, why
-
-
 class EngineCore:
     """Model, caches, queue. Not thread-safe: one caller steps it."""
 
     def __init__(self, config: EngineConfig, path: Path) -> None:
-        threads, why = _threads(config.threads)
+        threads, why = set_threads(config.threads, config.tp)
         checkpoint = Checkpoint.open(path)
         checkpoint.check()
         self.config, self.spec = config, checkpoint.spec
@@ -80,15 +70,15 @@ class EngineCore:
         self.tokenizer = load_tokenizer(path)
         self.stop_ids = frozenset(self.spec.stop_ids) | (self.tokenizer.stop_ids if self.tokenizer else frozenset())
         started = time.perf_counter()
-        self.runner = Runner(checkpoint, self.plan.dtype, self.plan.cache, config.kernels, self.plan.weight_bits)
-        self.because = (*self.plan.because, f"threads {threads}: {why}", self.runner.selection.because)
+        self.runner = open_runner(config, checkpoint, self.plan)
+        self.because = (*self.plan.because, f"threads {threads}: {why}", *self.runner.because)
         self.load_seconds = time.perf_counter() - started
         self.cache = CacheManager(
             self.plan.cache, self.plan.prefix
         )  # after the arenas: its lists are long if they are absurdly large
         self.scheduler = Scheduler(self.cache, config.prefill_chunk)
         computed_by = f"{self.runner.selection.because}; {self.plan.weight_bits} bits"
-        self._tiers = open_tiers(config, checkpoint, self.plan.dtype, computed_by, self.cache, self.runner.arenas)
+        self._tiers = open_tiers(config, checkpoint, self.plan.dtype, computed_by, self.cache, self.runner.kept)
         self._computing = self._tiers.computing if self._tiers else Rate()
         self._active: dict[str, _Active] = {}
         self._stuck = False
@@ -101,9 +91,10 @@ class EngineCore:
         }
         self.handover: Handover | None = None
         if config.pd is not None:
-            self.handover, probed, lines = open_handover(config.pd, checkpoint, self.plan, self.runner, self.scheduler)
+            self._door = FrontDoor(config, config.pd, checkpoint, self.plan, self.runner, self.scheduler)
+            self.handover, probed = self._door.handover, self._door.bytes_per_second
             self._status = RouterStatus(self.handover, self.scheduler, self._computing, probed, self.limits.context)
-            self.because += lines
+            self.because += self._door.because
 
     @property
     def busy(self) -> bool:
@@ -185,7 +176,11 @@ class EngineCore:
             self.scheduler.remove(active.sequence)
 
     def step(self) -> list[TokenEvent]:
-        """Advance every running sequence. An exception inside fails the sequences it concerns, not the engine."""
+        """Advance every running sequence. An exception inside fails the sequences it concerns, not the engine.
+
+        But EngineDeadError: a rank is gone.
+        """
+        self.runner.check()
         events = self._take_compiled()
         if self.handover is not None:
             events += self._take_handovers(self.handover)
@@ -277,6 +272,8 @@ class EngineCore:
         try:
             pieces = [self._piece(work) for work in step.work]
             logits = self._read(step, pieces, self.runner.run(pieces))
+        except EngineDeadError:
+            raise
         except Exception as error:
             log.exception("a step failed")
             return [self._fail(work.sequence, error) for work in step.work]
@@ -400,6 +397,7 @@ class EngineCore:
         held = self.cache.stats()
         return {
             "dtype": self.plan.dtype,
+            "ranks": self.config.tp,
             "max_context": self.limits.context,
             "cache_bytes_planned": self.plan.cache.total_bytes,
             "cache_bytes_allocated": self.runner.allocated_bytes,
@@ -422,6 +420,11 @@ class EngineCore:
             **(self.handover.exchange.counters.named() if self.handover else {}),
         }
 
+    def view(self) -> View:
+        """This moment, for whoever watches."""
+        cache = self.plan.cache
+        return View(self.stats(), cache.page_bytes, cache.slot_bytes, requests_of(self.scheduler))
+
     def status(self) -> dict[str, Any] | None:
         """What a router wants to know; None for an engine that hands nothing over."""
         return self._status.report() if self.handover else None
@@ -434,7 +437,8 @@ class EngineCore:
 
     def close(self) -> None:
         if self.handover is not None:
-            self.handover.close()
+            self._door.close()
         if self._tiers is not None:
             self._tiers.save_all()
         self._grammars.close()
+        self.runner.close()
