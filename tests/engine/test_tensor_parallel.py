@@ -22,13 +22,11 @@ SHARES = [
     ("kimi_linear", 2, False),
     ("kimi_linear", 4, True),
     ("deepseek_v3", 4, False),
-    ("deepseek_v3", 2, True),
     ("kimi_linear_w4a16", 2, False),
     ("kimi_linear_w4a16", 4, True),
     ("kimi_k25_mxfp4", 4, False),
     ("kimi_k25_mxfp4", 2, True),
-    ("glm4_moe_lite", 5, False),  # five heads; nothing else divides by five
-    ("glm4_moe_lite", 5, True),
+    ("glm4_moe_lite", 5, True),  # five heads; nothing else divides by five
 ]
 GREEDY = SamplingParams(max_tokens=32, temperature=0, ignore_eos=True)
 SAMPLED = SamplingParams(
