@@ -22,7 +22,7 @@ from perilune.cache.pool import Pool
 from perilune.cache.prefix import PrefixCounts, PrefixSettings, explain
 from perilune.cache.radix import TREE, Match, Node, RadixTree
 from perilune.cache.snapshots import Origin, branch, floor_page, positions, reusable
-from perilune.cache.stats import CacheStats
+from perilune.cache.stats import CacheStats, Holding
 
 
 @dataclass(frozen=True)
@@ -356,6 +356,12 @@ class CacheManager:
         self._rows.release([held.slot, *(export.row for export in held.exports)], request_id)
         del self._held[request_id]
 
+    def holding(self, request_id: str) -> Holding:
+        """What one request holds."""
+        held = self._find(request_id)
+        shared = held.cached // PAGE_TOKENS
+        return Holding(len(held.pages) - shared, shared)
+
     @property
     def holders(self) -> int:
         """How many hold pages and a slot: those who run, and those whose places another engine reads or writes."""
@@ -367,9 +373,9 @@ class CacheManager:
         return self._pages.free + self._tree.spare_pages()
 
     def stats(self) -> CacheStats:
-        pages_used = len({page for held in self._held.values() for page in held.pages})
+        pages_cached = self._pages.sole(TREE)
+        pages_used = self._pages.used - pages_cached
         rows_used, snapshots = len(self._held), len(self._tree.snapshots)
-        pages_cached = self._pages.used - pages_used
         unfilled = sum(len(held.pages) * PAGE_TOKENS - held.tokens for held in self._held.values())
         return CacheStats(
             requests=len(self._held),

@@ -107,10 +107,6 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be true or false, not {getattr(self, name)!r}.")
         if self.ep and self.tp == 1:
             raise ConfigError("ep shares experts among ranks, and there is one.", "", "Set tp too, or leave out ep.")
-        if self.pd is not None and self.tp > 1:
-            raise ConfigError(
-                "An engine of several ranks hands over no caches yet.", "", "Leave out the role, or set tp to 1."
-            )
         if self.snapshot_slots is not None and (type(self.snapshot_slots) is not int or self.snapshot_slots < 0):
             raise ConfigError(f"snapshot_slots must be a whole number of at least 0, not {self.snapshot_slots!r}.")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from perilune.cache.manager import CacheManager
 from perilune.cache.tier import Rate
 from perilune.engine.config import EngineConfig, plan_engine
-from perilune.engine.door import open_handover
+from perilune.engine.door import FrontDoor
 from perilune.engine.grammars import GrammarQueue
 from perilune.engine.handover import Elsewhere, FirstToken, Handover, Here
 from perilune.engine.limits import Limits
@@ -27,6 +27,7 @@ from perilune.engine.scores import PromptScores
 from perilune.engine.status import RouterStatus
 from perilune.engine.threads import set_threads
 from perilune.engine.tiers import open_tiers
+from perilune.engine.view import View, requests_of
 from perilune.errors import EngineDeadError, OverloadedError, PeriluneError, RequestError, UnsupportedError
 from perilune.models.checkpoint import Checkpoint
 from perilune.nn.batch import Piece
@@ -90,9 +91,10 @@ class EngineCore:
         }
         self.handover: Handover | None = None
         if config.pd is not None:
-            self.handover, probed, lines = open_handover(config.pd, checkpoint, self.plan, self.runner, self.scheduler)
+            self._door = FrontDoor(config, config.pd, checkpoint, self.plan, self.runner, self.scheduler)
+            self.handover, probed = self._door.handover, self._door.bytes_per_second
             self._status = RouterStatus(self.handover, self.scheduler, self._computing, probed, self.limits.context)
-            self.because += lines
+            self.because += self._door.because
 
     @property
     def busy(self) -> bool:
@@ -418,6 +420,11 @@ class EngineCore:
             **(self.handover.exchange.counters.named() if self.handover else {}),
         }
 
+    def view(self) -> View:
+        """This moment, for whoever watches."""
+        cache = self.plan.cache
+        return View(self.stats(), cache.page_bytes, cache.slot_bytes, requests_of(self.scheduler))
+
     def status(self) -> dict[str, Any] | None:
         """What a router wants to know; None for an engine that hands nothing over."""
         return self._status.report() if self.handover else None
@@ -430,7 +437,7 @@ class EngineCore:
 
     def close(self) -> None:
         if self.handover is not None:
-            self.handover.close()
+            self._door.close()
         if self._tiers is not None:
             self._tiers.save_all()
         self._grammars.close()

@@ -1,13 +1,17 @@
-"""Opens an engine's Handover: keys, region tables, transports, the lines printed at start."""
+"""Opens an engine's doors for caches: keys, tables, transports; on the first rank, and behind it on the others."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import socket
+import threading
 
+import zmq
+
+from perilune.cache.arena import CacheArenas
 from perilune.cache.geometry import CacheGeometry
-from perilune.engine.config import EnginePlan
+from perilune.engine.config import EngineConfig, EnginePlan
 from perilune.engine.handover import Handover
 from perilune.engine.ranked import RankedRunner
 from perilune.engine.roles import RoleConfig
@@ -18,32 +22,92 @@ from perilune.models.checkpoint import Checkpoint
 from perilune.models.fingerprint import contents
 from perilune.pd.exchange import Exchange
 from perilune.pd.memory import Memory
-from perilune.pd.probe import probe
-from perilune.pd.rank import LocalRank, factories
+from perilune.pd.probe import Probe, probe
+from perilune.pd.rank import LocalRank, Rank, factories
 from perilune.pd.regions import model_name, table_of
+from perilune.pd.remote import RemoteRank, serve_rank
 
 
-def open_handover(
-    config: RoleConfig, checkpoint: Checkpoint, plan: EnginePlan, runner: Runner | RankedRunner, scheduler: Scheduler
-) -> tuple[Handover, float, tuple[str, ...]]:
-    """(the started Handover, bytes/s of its best transport within this process, lines that say what serves).
+class FrontDoor:
+    """The first rank's: an Exchange over all ranks, the Handover in front of it, and what was found out on the way.
 
-    Raises ConfigError without a cluster key or if nothing can listen, TransportError if no transport works.
+    `because`: lines that say what serves. `bytes_per_second`: of the best transport, within this process.
     """
-    key, settings, geometry = config.key(), config.settings(), CacheGeometry.of(checkpoint.spec, plan.dtype)
-    weights = contents(checkpoint.config, checkpoint.stored)
-    held = hashlib.sha256(weights + str(plan.weight_bits).encode()).digest()
-    computed_by = f"{runner.selection.because}; {plan.weight_bits} bits"
-    made_by = factories(settings, key)
-    found = probe(made_by)
-    table = table_of(geometry, plan.cache, model_name(held, geometry))
-    rank = LocalRank(table, Memory.of(runner.arenas), made_by, settings.drain_seconds)
-    exchange = Exchange(f"{socket.gethostname()}-{os.getpid()}", key, [rank], settings)
-    exchange.start()
-    handover = Handover(
-        config, exchange, identity(weights, checkpoint, plan.dtype, computed_by), scheduler.cache, scheduler
-    )
-    lines = (f"role {config.role}, cluster key {key.name}", *exchange.because)
-    lines += tuple(f"transport {each.line}" for each in found if each.name in exchange.transports)
-    best = next(each.bytes_per_second for each in found if each.name == exchange.transports[0])
-    return handover, best, lines
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        role: RoleConfig,
+        checkpoint: Checkpoint,
+        plan: EnginePlan,
+        runner: Runner | RankedRunner,
+        scheduler: Scheduler,
+    ) -> None:
+        """Opens it. Raises ConfigError without a cluster key or if nothing can listen, TransportError if no transport
+        works on every rank."""
+        key, settings = role.key(), role.settings()
+        weights = contents(checkpoint.config, checkpoint.stored)
+        held = hashlib.sha256(weights + str(plan.weight_bits).encode()).digest()
+        model = model_name(held, CacheGeometry.of(checkpoint.spec, plan.dtype))
+        found = probe(factories(settings, key))
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        ranks: list[Rank] = [_rank(config, role, checkpoint, plan, runner.arenas, 0, model)]
+        if isinstance(runner, RankedRunner):
+            ranks += [RemoteRank(self._context, endpoint) for endpoint in runner.open_doors(model)]
+        exchange = Exchange(f"{socket.gethostname()}-{os.getpid()}", key, ranks, settings)
+        exchange.start()
+        computed_by = f"{runner.selection.because}; {plan.weight_bits} bits"
+        by = identity(weights, checkpoint, plan.dtype, computed_by, config.tp, config.ep)
+        self.handover = Handover(role, exchange, by, scheduler.cache, scheduler)
+        serving = [each for each in found if each.name in exchange.transports]
+        self.because = (f"role {role.role}, cluster key {key.name}", *exchange.because, *map(_line, serving))
+        self.bytes_per_second = serving[0].bytes_per_second if serving else 0.0
+
+    def close(self) -> None:
+        """Every lease is withdrawn, every transfer ended."""
+        self.handover.close()
+        self._context.destroy(linger=0)
+
+
+def _line(found: Probe) -> str:
+    return f"transport {found.line}"
+
+
+class BackDoor:
+    """Another rank's: its arenas, moved as the first rank says, in threads beside the one that obeys its orders."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        checkpoint: Checkpoint,
+        plan: EnginePlan,
+        arenas: CacheArenas,
+        rank: int,
+        endpoint: str,
+        model: str,
+    ) -> None:
+        assert config.pd is not None
+        local, self._over = _rank(config, config.pd, checkpoint, plan, arenas, rank, model), threading.Event()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        work = (self._context, endpoint, local, lambda: not self._over.is_set())
+        self._thread = threading.Thread(target=serve_rank, args=work, name="pd-door", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+        self._context.term()
+
+
+def _rank(
+    config: EngineConfig,
+    role: RoleConfig,
+    checkpoint: Checkpoint,
+    plan: EnginePlan,
+    arenas: CacheArenas,
+    rank: int,
+    model: str,
+) -> LocalRank:
+    settings, geometry = role.settings(), CacheGeometry.of(checkpoint.spec, plan.dtype, config.tp)
+    table = table_of(geometry, plan.cache, model, rank)
+    return LocalRank(table, Memory.of(arenas), factories(settings, role.key()), settings.drain_seconds)

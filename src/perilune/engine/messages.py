@@ -8,6 +8,7 @@ import msgspec
 
 from perilune import errors
 from perilune.engine.request import FinishReason, Handover, Lent, PromptLogprobs, SamplingParams, TokenLogprobs
+from perilune.engine.view import View
 from perilune.pd import errors as pd_errors
 
 
@@ -59,6 +60,10 @@ class Abort(msgspec.Struct, tag=True, frozen=True):
 
 class AskStats(msgspec.Struct, tag=True, frozen=True):
     pass
+
+
+class AskView(msgspec.Struct, tag=True, frozen=True):
+    """What a page shows; answered by View."""
 
 
 class AskStatus(msgspec.Struct, tag=True, frozen=True):
@@ -119,5 +124,5 @@ class Fatal(msgspec.Struct, tag=True, frozen=True):
     error: WireError
 
 
-ToEngine = Submit | Abort | AskStats | AskStatus | Withdraw | Shutdown
-FromEngine = Ready | Tokens | Stats | Status | Fatal
+ToEngine = Submit | Abort | AskStats | AskView | AskStatus | Withdraw | Shutdown
+FromEngine = Ready | Tokens | Stats | View | Status | Fatal

@@ -65,6 +65,13 @@ class WritePage(msgspec.Struct, tag=True, frozen=True):
     page: int
 
 
+class OpenDoor(msgspec.Struct, tag=True, frozen=True):
+    """Other engines may read this rank's arenas, and this rank theirs; the first rank says what at `endpoint`."""
+
+    endpoint: str
+    model: str
+
+
 class Stop(msgspec.Struct, tag=True, frozen=True):
     pass
 
@@ -82,5 +89,5 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     error: WireError
 
 
-Order = Load | Join | Run | Head | Clear | Restore | ReadState | WriteState | WritePage | Stop
+Order = Load | Join | Run | Head | Clear | Restore | ReadState | WriteState | WritePage | OpenDoor | Stop
 Answer = Loaded | Failed

@@ -17,6 +17,7 @@ import torch
 import zmq
 
 from perilune.engine.config import plan_engine
+from perilune.engine.door import BackDoor
 from perilune.engine.messages import WireError
 from perilune.engine.orders import (
     Answer,
@@ -26,6 +27,7 @@ from perilune.engine.orders import (
     Join,
     Load,
     Loaded,
+    OpenDoor,
     Order,
     ReadState,
     Restore,
@@ -51,6 +53,7 @@ class RankProcess:
         self._socket, self._parent = socket, parent
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Order).decode
+        self._door: BackDoor | None = None
 
     def run(self) -> None:
         """Until Stop, or until the parent is gone."""
@@ -60,6 +63,10 @@ class RankProcess:
         self._load(load)
         while not isinstance(order := self._next(), Stop):
             self._obey(order)
+
+    def close(self) -> None:
+        if self._door is not None:
+            self._door.close()
 
     def say(self, answer: Answer) -> None:
         with contextlib.suppress(zmq.Again):  # the first rank is gone
@@ -77,6 +84,7 @@ class RankProcess:
         set_threads(config.threads, config.tp)
         checkpoint = Checkpoint.open(Path(load.path))
         plan = plan_engine(config, checkpoint.spec)
+        self._loaded = (config, checkpoint, plan)
         self._patience = config.rank_seconds
         self._group = group_of(config, checkpoint.spec, load.rank)
         self._runner = load_rank(config, checkpoint, plan, self._group)
@@ -101,6 +109,8 @@ class RankProcess:
             group.receive(arenas.place("state", order.row), 0)
         elif isinstance(order, WritePage):
             group.spread(arenas.place("page", order.page))
+        elif isinstance(order, OpenDoor):
+            self._door = BackDoor(*self._loaded, arenas, group.rank, order.endpoint, order.model)
         else:
             assert isinstance(order, Join)
             group.connect(Path(order.folder), self._patience)
@@ -129,6 +139,7 @@ def main(endpoint: str, parent: int) -> int:
         process.say(Failed(WireError.of(error)))
         return 1
     finally:
+        process.close()
         socket.close()
         context.term()
 

@@ -105,6 +105,10 @@ class RankedRunner:
             self._group.spread(rows)
             return self._own.head(rows)
 
+    def open_doors(self, model: str) -> list[str]:
+        """Where each rank after the first waits for a RemoteRank."""
+        return [self._ranks.open_door(rank, model) for rank in range(1, self._ranks.size)]
+
     def check(self) -> None:
         self._ranks.check()
 

@@ -21,7 +21,7 @@ import msgspec
 import zmq
 
 from perilune.engine.config import EngineConfig
-from perilune.engine.orders import Answer, Failed, Join, Load, Loaded, Order, Stop
+from perilune.engine.orders import Answer, Failed, Join, Load, Loaded, OpenDoor, Order, Stop
 from perilune.engine.parallel import RankLostError
 from perilune.errors import EngineDeadError, PeriluneError
 
@@ -72,6 +72,16 @@ class Ranks:
         lines: deque[str] = deque(maxlen=LAST_LINES)
         self._lines.append(lines)
         threading.Thread(target=_forward, args=(process, lines), name=f"perilune rank {rank}", daemon=True).start()
+
+    @property
+    def size(self) -> int:
+        return self._config.tp
+
+    def open_door(self, rank: int, model: str) -> str:
+        """Let other engines at that rank's arenas; the endpoint where it will be."""
+        endpoint = f"ipc://{self.folder}/door{rank}"
+        self._send(rank, OpenDoor(endpoint, model))
+        return endpoint
 
     def wait_loaded(self) -> list[Loaded]:
         """Until every rank has loaded its share. Raises the error of the first that cannot, or EngineDeadError."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from perilune.errors import ConfigError, nearest
 from perilune.pd.keys import KEY_VARIABLE, ClusterKey
@@ -90,3 +90,12 @@ class RoleConfig:
                 f"Set {KEY_VARIABLE}, or --pd-key-file to a file with it (`openssl rand -hex 32`).",
             )  # fmt: skip
         return key
+
+
+def role_config(role: str | None, *, key_file: str | None, **settings: Any) -> RoleConfig | None:
+    """None without a cluster key, if no role asks for one. Raises ConfigError as RoleConfig and its `key`."""
+    if role is None and ClusterKey.load(key_file) is None:
+        return None
+    config = RoleConfig(role or "both", key_file=key_file, **settings)
+    config.key()
+    return config

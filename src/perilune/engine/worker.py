@@ -20,6 +20,7 @@ from perilune.engine.messages import (
     Abort,
     AskStats,
     AskStatus,
+    AskView,
     Fatal,
     FromEngine,
     Ready,
@@ -81,6 +82,8 @@ class EngineProcess:
                 self._core.abort(message.id)
             elif isinstance(message, AskStats):
                 self._send(Stats(self._core.stats()))
+            elif isinstance(message, AskView):
+                self._send(self._core.view())
             elif isinstance(message, AskStatus):
                 self._send(Status(self._core.status()))
             elif isinstance(message, Withdraw) and self._core.handover is not None:

@@ -1,4 +1,5 @@
-"""What every HTTP front here shares: the error envelope, API keys, body limits, event streams, listening and stopping.
+"""What every HTTP front here shares: the error envelope, API keys, body limits, event streams, the
+page, listening and stopping.
 
-Never: a route, an engine, or anything about models.
+Never: a route of its own but the page's, an engine, or anything about models.
 """

@@ -41,17 +41,29 @@ async def _serve(engine_config: EngineConfig, server_config: ServerConfig, liste
 
             def ending(dead: bool) -> None:
                 say("the engine process ended; stopping" if dead else "stopping: open requests are finished first")
-                front.draining = True
+                front.drain()
 
             for line in engine.because:
                 say(f"  {line}")
             say(f"serving {', '.join(front.names)} at {url_of(listener)}")
-            return int(await run_until(app, listener, server_config.drain_seconds, stop, engine.died, ending))
+            dead = await run_until(app, listener, server_config.drain_seconds, stop, engine.died, ending)
+            if not dead:
+                await _settle(engine, server_config.drain_seconds, stop)
+            return int(dead)
         finally:
             # Whatever state the engine is in, the server exits.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_SECONDS if engine.alive else LAST_WORDS_SECONDS):
                     await engine.close()
+
+
+async def _settle(engine: AsyncEngine, seconds: float, stop: asyncio.Event) -> None:
+    """What other engines still read here is theirs for `seconds`; another stop does not wait for them."""
+    settling, stopping = asyncio.create_task(engine.settle()), asyncio.create_task(stop.wait())
+    await asyncio.wait({settling, stopping}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for task in (settling, stopping):
+        task.cancel()
+    await asyncio.gather(settling, stopping, return_exceptions=True)
 
 
 async def _first(task: asyncio.Task[AsyncEngine], stop: asyncio.Event) -> bool:
