@@ -57,7 +57,8 @@ class Ranks:
         socket: zmq.Socket[bytes] = self._context.socket(zmq.PAIR)
         for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
             socket.setsockopt(option, 0)
-        socket.bind(endpoint)
+        # the side that connects never waits in a send: what nobody takes, not yet or not any more, lies in a queue
+        socket.connect(endpoint)
         self._sockets.append(socket)
         environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as in client.py
         process = subprocess.Popen(  # noqa: S603 - this very program
