@@ -112,7 +112,7 @@ struct MlaDecodeArgs {
   int threads;
 };
 
-// Causal attention of one sequence's new tokens, expanded: see mla.h.
+// Causal attention of one sequence's new tokens, expanded: see mla_prefill.h.
 struct MlaPrefillArgs {
   const bf16* q;  // [T, H, nope + rope] at positions start ..
   int64_t tokens, start, heads, nope, rope, v_dim, rank;

@@ -5,7 +5,8 @@
 #include "experts.h"
 #include "kda_prefill.h"
 #include "linear.h"
-#include "mla.h"
+#include "mla_decode.h"
+#include "mla_prefill.h"
 #include "norm.h"
 #include "router.h"
 

@@ -44,6 +44,11 @@ from perilune.models.checkpoint import Checkpoint
 from perilune.models.hub import resolve
 from perilune.text.tokenizer import load_tokenizer
 
+# How compute threads wait for each other: a fifth of a millisecond awake, longer than Python takes from one op to the
+# next (always asleep, a step of 60 ops waits 3 ms for wake-ups), then asleep. Awake without end, threads that lost
+# their core to another process made one token a second of 80 (docs/log.md).
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
+
 CLOSE_SECONDS = 5.0
 
 
@@ -91,8 +96,7 @@ class AsyncEngine:
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(endpoint)
-        # Without it, compute threads that lost their core to another process spin: 80 tokens/s became 1 (docs/log.md).
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+        environment = {**WAITING, **os.environ}
         if self.config.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.config.threads)
         self.process = await asyncio.create_subprocess_exec(

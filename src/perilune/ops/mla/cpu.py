@@ -1,4 +1,4 @@
-"""Latent attention in C++: `csrc/mla.h`."""
+"""Latent attention in C++: `csrc/mla_prefill.h`, `csrc/mla_decode.h`."""
 
 from __future__ import annotations
 
