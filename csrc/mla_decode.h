@@ -137,8 +137,9 @@ inline void join_spans(const float* parts, int64_t spans, int64_t part_size, int
 
 // acc [M, ld] += rows n0 .. n0 + count of w, each times x[m * x_ld + its number]: w transposed times x.
 template <int M, class Rows>
-inline void add_rows(const Rows& w, int64_t n0, int64_t count, const float* x, int64_t x_ld, float* acc, int64_t ld) {
-  for (int64_t first = 0; first < count; first += kTall)
+inline void add_rows(const Rows w, int64_t n0, int64_t count, const float* x, int64_t x_ld, float* acc, int64_t ld) {
+  for (int64_t first = 0; first < count; first += kTall) {
+    for (int64_t n = first + kTall; n < at_most(first + 2 * kTall, count); n++) w.fetch_row(n0 + n);
     for (int64_t at = 0; at < w.k; at += 32) {
       vf sum[M][kUnpacked], value[kUnpacked];
       for (int m = 0; m < M; m++)
@@ -151,12 +152,14 @@ inline void add_rows(const Rows& w, int64_t n0, int64_t count, const float* x, i
       for (int m = 0; m < M; m++)
         for (int i = 0; i < kUnpacked; i++) store(acc + m * ld + at + i * kLanes, sum[m][i]);
     }
+  }
 }
 
 // out[m * out_ld + n] = row n0 + n of w times x [M rows, x_ld apart, zeros behind w.k].
 template <int M, class Rows>
-inline void times_rows(const Rows& w, int64_t n0, int64_t count, const float* x, int64_t x_ld, float* out, int64_t out_ld) {
+inline void times_rows(const Rows w, int64_t n0, int64_t count, const float* x, int64_t x_ld, float* out, int64_t out_ld) {
   for (int64_t n = 0; n < count; n++) {
+    if (n + kTall < count) w.fetch_row(n0 + n + kTall);
     vf total[M][kUnpacked] = {}, value[kUnpacked];
     for (int64_t at = 0; at < w.k; at += 32) {
       w.values(n0 + n, at, value);

@@ -7,6 +7,7 @@
 #include "linear.h"
 #include "mla_decode.h"
 #include "mla_prefill.h"
+#include "mla_store.h"
 #include "norm.h"
 #include "router.h"
 
@@ -17,8 +18,8 @@ namespace perilune {
 namespace PERILUNE_VARIANT {
 
 extern const Kernels kernels;
-const Kernels kernels = {NAME(PERILUNE_VARIANT), linear, experts, kda_prefill, kda_decode, mla_decode, mla_prefill, rms_norm,
-                         route};
+const Kernels kernels = {NAME(PERILUNE_VARIANT), linear, experts, kda_prefill, kda_decode, mla_store, mla_decode, mla_prefill,
+                         rms_norm, route};
 
 }  // namespace PERILUNE_VARIANT
 }  // namespace perilune

@@ -13,11 +13,11 @@ constexpr int kUnpacked = 32 / kLanes;  // vectors of a run
 
 typedef uint8_t u8x16 __attribute__((vector_size(16)));
 
-// 16 bytes of nibbles, low nibble first -> 32 codes in order.
+// 16 bytes of nibbles, low nibble first -> 32 codes in order, each in the lower half of its byte.
 __attribute__((always_inline)) inline void nibbles(const uint8_t* from, uint8_t* to) {
-  u8x16 bytes;
-  memcpy(&bytes, from, 16);
-  u8x16 low = bytes & 15, high = bytes >> 4;
+  u8x16 low;
+  memcpy(&low, from, 16);
+  const u8x16 high = low >> 4;
   u8x16 a = __builtin_shufflevector(low, high, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   u8x16 b = __builtin_shufflevector(low, high, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
   memcpy(to, &a, 16);
@@ -32,6 +32,11 @@ __attribute__((always_inline)) inline void nibbles_at(const uint8_t* row, int64_
   nibbles(tail, to);
 }
 
+// Fetch `bytes` bytes that are read soon.
+inline void fetch(const void* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)p + i);
+}
+
 // A division is slower than unpacking; groups of 32 need none.
 inline int64_t group_of(int64_t at, int64_t group) { return group == 32 ? at >> 5 : at / group; }
 
@@ -41,6 +46,7 @@ struct Bf16Rows {
   int64_t k;
   Bf16Rows(const Weight& w, int64_t expert) : data((const bf16*)w.data + expert * w.n * w.k), k(w.k) {}
   const bf16* row(int64_t n) const { return data + n * k; }
+  void fetch_row(int64_t n) const { fetch(row(n), k * 2); }
   __attribute__((always_inline)) void values(int64_t n, int64_t at, vf* to) const {
     bf16 tail[32] = {};
     const bf16* from = row(n) + at;
@@ -61,12 +67,15 @@ struct Int4Rows {
     scale = (const bf16*)w.scale + expert * w.n * groups;
     zero = w.zero ? w.zero + expert * w.n * groups : nullptr;
   }
+  void fetch_row(int64_t n) const { fetch(data + n * bytes, bytes), fetch(scale + n * groups, groups * 2); }
   __attribute__((always_inline)) void values(int64_t n, int64_t at, vf* to) const {
     uint8_t code[32];
     nibbles_at(data + n * bytes, bytes, at, code);
     const int64_t g = n * groups + group_of(at, group);
-    const float s = widen(scale[g]), offset = zero ? 8.0f + zero[g] : 8.0f;
-    for (int i = 0; i < kUnpacked; i++) to[i] = fused(to_float(whole(code + i * kLanes)), splat(s), splat(-offset * s));
+    for (int i = 0; i < kUnpacked; i++) to[i] = signed_nibbles(whole(code + i * kLanes));
+    if (zero)
+      for (int i = 0; i < kUnpacked; i++) to[i] -= float(zero[g]);
+    for (int i = 0; i < kUnpacked; i++) to[i] *= widen(scale[g]);
   }
 };
 
@@ -79,6 +88,7 @@ struct Mxfp4Rows {
     data = w.data + expert * w.n * bytes;
     scale = (const uint8_t*)w.scale + expert * w.n * groups;
   }
+  void fetch_row(int64_t n) const { fetch(data + n * bytes, bytes), fetch(scale + n * groups, groups); }
   __attribute__((always_inline)) void values(int64_t n, int64_t at, vf* to) const {
     uint8_t code[32];
     nibbles_at(data + n * bytes, bytes, at, code);
@@ -86,7 +96,7 @@ struct Mxfp4Rows {
     float s = widen(exponent == 255 ? 0x7fc0 : exponent == 0 ? 0x0040 : bf16(exponent << 7));
     // e2m1 magnitudes 0, .5, 1, 1.5, 2, 3, 4, 6 in quarters
     for (int i = 0; i < kUnpacked; i++) {
-      vi c = whole(code + i * kLanes), m = c & 7;
+      vi c = whole(code + i * kLanes) & 15, m = c & 7;
       vi quarters = m < 4 ? m * 2 : m == 4 ? 8 + vi{} : m == 5 ? 12 + vi{} : m == 6 ? 16 + vi{} : 24 + vi{};
       to[i] = to_float((c & 8) != 0 ? -quarters : quarters) * (0.25f * s);
     }
@@ -102,6 +112,7 @@ struct Fp8Rows {
     data = w.data + expert * w.n * w.k;
     scale = (const float*)w.scale + expert * ((w.n + 127) / 128) * across;
   }
+  void fetch_row(int64_t n) const { fetch(data + n * k, k); }
   __attribute__((always_inline)) void values(int64_t n, int64_t at, vf* to) const {
     uint8_t tail[32] = {};
     const uint8_t* code = data + n * k + at;
@@ -127,6 +138,7 @@ struct Int8Rows {
     data = (const int8_t*)w.data + expert * w.n * k;
     scale = (const bf16*)w.scale + expert * w.n * groups;
   }
+  void fetch_row(int64_t n) const { fetch(data + n * k, k), fetch(scale + n * groups, groups * 2); }
   __attribute__((always_inline)) void values(int64_t n, int64_t at, vf* to) const {
     int8_t tail[32] = {};
     const int8_t* code = data + n * k + at;
