@@ -144,7 +144,7 @@ def _mla(native: Native, random: torch.Generator) -> Iterator[Pair]:
         mla_cpu.store(native, q.clone(), kv, norm, 1e-5, (angles.cos(), angles.sin()), stored[0], *place),
         mla.store(q, kv, norm, 1e-5, (angles.cos(), angles.sin()), stored[1], *place),
     )
-    yield "stored latents", *stored
+    yield "stored latents", stored[0], stored[1]
     yield (
         "attention in prefill",
         mla_cpu.prefill(native, q, pages, table, 0, kv_b, **shape),
