@@ -10,6 +10,7 @@
 #include "mla_store.h"
 #include "norm.h"
 #include "router.h"
+#include "strips.h"
 
 #define NAME_OF(x) #x
 #define NAME(x) NAME_OF(x)
@@ -19,7 +20,7 @@ namespace PERILUNE_VARIANT {
 
 extern const Kernels kernels;
 const Kernels kernels = {NAME(PERILUNE_VARIANT), linear, experts, kda_prefill, kda_decode, mla_store, mla_decode, mla_prefill,
-                         rms_norm, route};
+                         rms_norm, route, strips};
 
 }  // namespace PERILUNE_VARIANT
 }  // namespace perilune

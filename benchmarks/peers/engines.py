@@ -13,7 +13,7 @@ from typing import Any
 
 from peers.children import BENCHMARKS, Child
 from peers.environment import ensure_environment
-from perilune.engine.client import WAITING
+from perilune.host.cores import WAITING
 from perilune.units import format_bytes
 
 SOURCES = BENCHMARKS.parent / "src"

@@ -10,13 +10,14 @@ from perilune.engine.config import EngineConfig, plan_engine
 from perilune.errors import CheckpointError, ConfigError, PeriluneError
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.config import read_config
+from perilune.plan.device import Machine
 from perilune.plan.folder import plan_folder
 from perilune.plan.plan import Plan
 from perilune.units import GIB
 
 
 def planned(path: Path, **settings: Any) -> Plan:
-    return plan_folder(path, memory=64 * GIB, memory_source="test", **settings)
+    return plan_folder(path, Machine(64 * GIB, "test"), **settings)
 
 
 NAMES = ("deepseek_v3", "glm4_moe_lite", "kimi_k25_mxfp4", "kimi_linear", "kimi_linear_w4a16")

@@ -17,7 +17,7 @@ import httpx
 
 from perilune import __version__
 from perilune.bench.evals.ask import score
-from perilune.bench.launch.child import LaunchError, Running, failure, started
+from perilune.bench.launch.child import started
 from perilune.bench.load.client import Goal
 from perilune.bench.load.drive import Driven
 from perilune.bench.load.http import Address
@@ -31,6 +31,8 @@ from perilune.bench.plan.point import Point
 from perilune.bench.scrape import scrape
 from perilune.bench.spec.workload import Closed
 from perilune.bench.store import Entry, Store, without_secrets
+from perilune.deploy.child import Running
+from perilune.deploy.failures import EngineFailedError
 from perilune.errors import ConfigError
 
 Say = Callable[[str], None]
@@ -84,10 +86,11 @@ def _on_server(
                 yield _reported(*left[0], running.url, running, say)
                 left.pop(0)
                 if not running.alive:
-                    raise failure(running.process, log)
-    except LaunchError as error:
+                    raise running.failure()
+    except (EngineFailedError, ConfigError) as error:
+        kind = error.kind if isinstance(error, EngineFailedError) else "installation"
         for point, repeat in left:
-            verdict = failed(f"launch ({error.kind}): {error}")
+            verdict = failed(f"launch ({kind}): {error}")
             say(f"  {point.label} #{repeat}: failed, {error.what}")
             yield _entry(point, repeat, verdict, {}, started_at=time.time()), []
 
@@ -98,7 +101,7 @@ def _reported(point: Point, repeat: int, url: str, running: Running | None, say:
         entry, records = measure(point, repeat, url)
     except (ConfigError, ClientError, httpx.HTTPError) as error:
         dead = running is not None and not running.alive
-        reason = failure(running.process, running.log) if running is not None and dead else error
+        reason = running.failure() if running is not None and dead else error
         entry, records = _entry(point, repeat, failed(f"{reason}"), {}, started_at=began), []
     verdict, metrics = entry["verdict"], entry["metrics"]
     speed = f", {metrics['output_per_s']:.1f} tokens/s" if "output_per_s" in metrics else ""

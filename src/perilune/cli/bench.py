@@ -105,7 +105,7 @@ def import_(
 ) -> None:
     """Print a sweep file made from InferenceX entries; what is left out goes to stderr."""
     from perilune.bench.plan.inferencex import import_master
-    from perilune.bench.spec.yamlfile import read_yaml
+    from perilune.files.yamlfile import read_yaml
 
     imported = import_master(read_yaml(file), keys)
     typer.echo(imported.text(), nl=False)
@@ -266,8 +266,8 @@ def null_server(
 
 def _points(file: Path, sweep: str | None, facts: list[str] | None, *, probe: bool = False) -> tuple[Point, ...]:
     from perilune.bench.plan.expand import expand
-    from perilune.bench.spec.facts import parse_facts, probe_facts
+    from perilune.bench.spec.facts import doctor_facts, parse_facts
     from perilune.bench.spec.load import load_sweeps
 
-    probed = probe_facts() if probe else {}
+    probed = doctor_facts() if probe else {}
     return expand(load_sweeps(file), sweep, {**probed, **parse_facts(facts or [])})

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from perilune.plan.device import Machine
 
 
 def plan(
@@ -14,7 +17,11 @@ def plan(
     concurrency: Annotated[int, typer.Option(min=1, help="Sequences running at once.")] = 8,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
     device: Annotated[
-        str | None, typer.Option(help="Plan for strix-halo, mi300x, mi355x, h200 or cpu, not for this machine.")
+        str | None,
+        typer.Option(help="Plan for strix-halo, mi300x, mi355x, h200 or cpu; host: this one, as the doctor reads it."),
+    ] = None,
+    sysroot: Annotated[
+        Path | None, typer.Option(help="--device host: the host that `perilune doctor snapshot` recorded.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw memory over context to this .svg.", dir_okay=False)] = None,
     weight_bits: Annotated[
@@ -44,23 +51,23 @@ def plan(
     from rich.console import Console
 
     from perilune.errors import ConfigError
-    from perilune.host.memory import available_memory
-    from perilune.host.profiles import profile
     from perilune.models.config import read_config
     from perilune.models.hub import resolve_config_only
     from perilune.plan.curves import CONCURRENCIES, curves, picture
-    from perilune.plan.device import Machine, machine_of
     from perilune.plan.folder import plan_folder
     from perilune.plan.plan import Plan
     from perilune.plan.table import render, to_json
     from perilune.plan.vllm_folder import plan_folder_vllm, render_vllm
     from perilune.units import parse_bytes
 
-    machine = Machine(None, "", None, None) if device is None else machine_of(profile(device))
-    if memory is not None:
-        size, source = parse_bytes(memory), "as given"
-    else:
-        size, source = (machine.memory, machine.source) if machine.memory is not None else available_memory()
+    if sysroot is not None and device != "host":
+        raise ConfigError("--sysroot is a recorded host.", "", "Say --device host with it.")
+    machine = _machine(device, sysroot, None if memory is None else (parse_bytes(memory), "as given"))
+    machine = dataclasses.replace(
+        machine,
+        bandwidth=machine.bandwidth if bandwidth is None else parse_bytes(bandwidth),
+        compute=machine.compute if compute is None else compute,
+    )
     path = resolve_config_only(model)
     console = Console(highlight=False)
     if engine != "perilune":
@@ -72,7 +79,7 @@ def plan(
             context=context,
             concurrency=concurrency,
             dtype=dtype,
-            memory=size,
+            memory=machine.memory,
             tp=tp,
             utilization=utilization,
             prefix_cache=prefix_cache,
@@ -83,14 +90,11 @@ def plan(
     def plan_at(context: int | None, concurrency: int) -> Plan:
         return plan_folder(
             path,
+            machine,
             context=context,
             concurrency=concurrency,
             dtype=dtype,
             weight_bits=weight_bits,
-            memory=size,
-            memory_source=source,
-            bandwidth=machine.bandwidth if bandwidth is None else parse_bytes(bandwidth),
-            compute=machine.compute if compute is None else compute,
             prefix_cache=prefix_cache,
         )
 
@@ -102,3 +106,26 @@ def plan(
         console.print_json(data=to_json(planned))
     else:
         console.print(render(planned))
+
+
+def _machine(device: str | None, sysroot: Path | None, memory: tuple[int, str] | None) -> Machine:
+    """The device that is named, the host the doctor reads, or this machine's memory with no rates."""
+    from contextlib import ExitStack
+
+    from perilune.host.doctored import doctored
+    from perilune.host.live import Live
+    from perilune.host.memory import available_memory
+    from perilune.host.profiles import profile
+    from perilune.host.snapshot import opened
+    from perilune.host.sysroot import Recorded, Source, Sysroot
+    from perilune.plan.device import Machine, machine_of
+
+    if device is None:
+        return Machine(*(memory or available_memory()))
+    if device != "host":
+        named = profile(device)
+        return machine_of(named, memory or (available_memory() if named.memory is None else None))
+    with ExitStack() as stack:
+        source: Source = Live() if sysroot is None else Recorded(stack.enter_context(opened(sysroot)))
+        found = doctored(Sysroot(source), live=sysroot is None)
+    return machine_of(found.profile, memory or (found.memory, found.says))

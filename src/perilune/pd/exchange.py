@@ -156,8 +156,8 @@ class Exchange:
 
     # -- the decode side ----------------------------------------------------------------------------------------------
 
-    def check_ticket(self, ticket: str, prompt: Sequence[int]) -> Ticket:
-        """The ticket, for a request about to be admitted. Raises TicketError."""
+    def check_ticket(self, ticket: str, prompt: Sequence[int] | None) -> Ticket:
+        """The ticket, for a request about to be admitted; without `prompt`, of whatever prompt. Raises TicketError."""
         opened = open_ticket(ticket, self._key, prompt)
         if opened.id in self._used:
             self.counters.tickets_refused += 1
@@ -179,7 +179,7 @@ class Exchange:
         wanted = Wanted(request, opened, Place(tuple(pages), slot), cached)
         self._post_in(lambda: self._borrower.want(wanted))
 
-    def refuse(self, ticket: str, prompt: Sequence[int], reason: str) -> None:
+    def refuse(self, ticket: str, prompt: Sequence[int] | None, reason: str) -> None:
         """This engine will not take the request: its cache need not wait. Raises TicketError."""
         opened = self.check_ticket(ticket, prompt)
         self._used[opened.id] = None

@@ -13,6 +13,7 @@ from perilune.models.checkpoint import INDEX, SINGLE, Checkpoint
 from perilune.models.config import ConfigFiles, read_config, read_json
 from perilune.models.estimate import estimated_weight_bytes
 from perilune.models.quantised import WEIGHT_BITS
+from perilune.plan.device import Machine
 from perilune.plan.plan import Plan, plan_model
 
 DEFAULT_CONTEXT = 8192
@@ -20,18 +21,15 @@ DEFAULT_CONTEXT = 8192
 
 def plan_folder(
     path: Path,
+    machine: Machine,
     *,
-    memory: int,
-    memory_source: str,
     context: int | None = None,
     concurrency: int = 8,
     dtype: str = "auto",
     weight_bits: str = "auto",
-    bandwidth: float | None = None,
-    compute: float | None = None,
     prefix_cache: bool = True,
 ) -> Plan:
-    """Plan the model at `path`, a folder or a config.json.
+    """Plan the model at `path`, a folder or a config.json, on `machine`.
 
     `context=None` is the engine's default, or the model's limit if that is less; `dtype="auto"` the checkpoint's own;
     `weight_bits` "auto" (16), "8" or "16", as the engine takes it.
@@ -46,16 +44,13 @@ def plan_folder(
     weights_bytes, weights_source = count_weights(path, files, kept, bits)
     return plan_model(
         files.spec,
+        machine,
         context=min(files.spec.max_context, DEFAULT_CONTEXT) if context is None else context,
         concurrency=concurrency,
         weights_bytes=weights_bytes,
         weights_source=weights_source,
-        memory=memory,
-        memory_source=memory_source,
         dtype=kept,
         weight_bits=bits,
-        bandwidth=bandwidth,
-        compute=compute,
         prefix_cache=prefix_cache,
     )
 

@@ -11,6 +11,8 @@ from perilune.cache.budget import default_snapshots, plan_cache
 from perilune.cache.geometry import PAGE_TOKENS, CacheGeometry
 from perilune.errors import ConfigError
 from perilune.models.spec import ModelSpec
+from perilune.plan.device import Machine
+from perilune.plan.efficiency import efficiency
 from perilune.plan.parameters import count_parameters
 from perilune.plan.reasons import cache_reasons, sequences, why_context, why_fits
 from perilune.plan.roofline import Roofline, roofline
@@ -64,24 +66,21 @@ class Plan:
 
 def plan_model(
     spec: ModelSpec,
+    machine: Machine,
     *,
     context: int,
     concurrency: int,
     weights_bytes: int,
-    memory: int,
-    memory_source: str = "as given",
     weights_source: str = "as held in memory",
     dtype: str | None = None,
     weight_bits: int = 16,
     step_tokens: int = STEP_TOKENS,
-    bandwidth: float | None = None,
-    compute: float | None = None,
     prefix_cache: bool = True,
 ) -> Plan:
-    """Plan `concurrency` sequences of `context` tokens in `memory` bytes; `dtype=None` is the checkpoint's own.
+    """Plan `concurrency` sequences of `context` tokens on `machine`; `dtype=None` is the checkpoint's own.
 
-    `weights_bytes` is the sum; `weight_bits` 8 says that dense matrices are rounded in it. `bandwidth` (bytes/s) and
-    `compute` (FLOP/s), if known, add expected rates.
+    `weights_bytes` is the sum; `weight_bits` 8 says that dense matrices are rounded in it. What the machine's rates
+    are, if known, adds expected ones.
     Raises ConfigError for a context the model does not have, a number below 1, or a dtype that holds no cache.
     """
     if context > spec.max_context:
@@ -93,6 +92,7 @@ def plan_model(
     geometry = CacheGeometry.of(spec, dtype or spec.dtype)
     cache = plan_cache(geometry, context, concurrency, snapshots=None if prefix_cache else 0)
     work, parameters = workspace(spec, step_tokens), count_parameters(spec)
+    memory = machine.memory
     need = weights_bytes + cache.total_bytes + work.total(concurrency)
     rows_each = 1 + (default_snapshots(geometry, 1) if prefix_cache else 0)
     room = _Room(spec, geometry, work, memory - weights_bytes, rows_each)
@@ -100,7 +100,8 @@ def plan_model(
     fits = need <= memory
     speed = roofline(
         spec, geometry, weights_bytes,
-        depth=context, concurrency=concurrency, bandwidth=bandwidth, compute=compute, weight_bits=weight_bits,
+        depth=context, concurrency=concurrency, bandwidth=machine.bandwidth, compute=machine.compute,
+        weight_bits=weight_bits, efficiency=efficiency(machine.name, spec),
     )  # fmt: skip
     spare = max(0, memory - need) // cache.slot_bytes if cache.slot_bytes else 0
     because = {
@@ -113,7 +114,7 @@ def plan_model(
         "workspace_bytes": f"an estimate: {format_bytes(PROCESS_BYTES)} of libraries, {step_tokens} prompt tokens per "
         f"step through the widest layer in fp32, logits of {sequences(concurrency)}",
         "total_bytes": "weights + cache + workspace",
-        "memory_bytes": memory_source,
+        "memory_bytes": machine.source,
         "max_context": why_context(spec, reach, concurrency),
         "max_concurrency": f"whole sequences of {context} tokens in what the weights leave",
         "fits": why_fits(need, memory, weights_bytes + work.total(1), reach, crowd),
@@ -138,7 +139,7 @@ def plan_model(
         snapshot_slots=cache.snapshots,
         max_snapshots=cache.snapshots + spare if fits else 0,
         snapshot_break_even_tokens=break_even_tokens(geometry),
-        snapshot_copy_tokens=copy_tokens(geometry, speed, bandwidth),
+        snapshot_copy_tokens=copy_tokens(geometry, speed, machine.bandwidth),
         cache_bytes=cache.total_bytes,
         workspace_bytes=work.total(concurrency),
         total_bytes=need,

@@ -78,12 +78,15 @@ def _facts(plan: Plan) -> Table:
     ):
         if tokens is not None:
             rows.append((name, f"{tokens} tokens" if tokens > 1 else "1 token", plan.because[key]))
-    for name, rate, key in (
-        ("decode at most", speed.decode_tokens_per_second, "decode_tokens_per_second"),
-        ("prefill at most", speed.prefill_tokens_per_second, "prefill_tokens_per_second"),
+    for name, rate, key, expected in (
+        ("decode", speed.decode_tokens_per_second, "decode", speed.expected_decode),
+        ("prefill", speed.prefill_tokens_per_second, "prefill", speed.expected_prefill),
     ):
         if rate is not None:
-            rows.append((name, f"{rate:.3g} tok/s", speed.because[key]))
+            rows.append((f"{name} at most", f"{rate:.3g} tok/s", speed.because[f"{key}_tokens_per_second"]))
+        if expected is not None:
+            span = f"{expected[0]:.2g} to {expected[1]:.2g} tok/s"
+            rows.append((f"{name}, likely", span, speed.because[f"expected_{key}"]))
     table = _table()
     for row in rows:
         table.add_row(*row)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from dataclasses import dataclass, field
 
 from perilune.errors import ConfigError, nearest
 from perilune.units import MIB
 
 ISOLATIONS = ("none", "key")
+_ORIGIN = re.compile(r"https?://[^/?#@\s]+")
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,8 @@ class ServerConfig:
     the model's own. `api_keys` empty means no key is asked for; `cache_isolation` "key" keeps each key's prompts from
     the others' prefix cache. `tool_parser` and `reasoning_parser`: None follows
     the model, "none" switches off. A body must arrive within
-    `body_seconds`; a server asked to stop gives open requests `drain_seconds`. Raises ConfigError.
+    `body_seconds`; a server asked to stop gives open requests `drain_seconds`. `page` answers `/` with one;
+    `allowed_origins` are other sites whose pages may use this server, "*" for all. Raises ConfigError.
     """
 
     host: str = "127.0.0.1"
@@ -31,6 +35,8 @@ class ServerConfig:
     max_body_bytes: int = 16 * MIB
     body_seconds: float = 60.0
     drain_seconds: float = 30.0
+    page: bool = True
+    allowed_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -44,6 +50,11 @@ class ServerConfig:
             raise ConfigError("A served model name is empty.", fix="Give --served-model-name a name.")
         if any(not key for key in self.api_keys):
             raise ConfigError("An API key is empty.", "Anybody could send it.", "Set --api-key to a secret.")
+        for origin in self.allowed_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"{origin!r} is no origin.", "It is a scheme and a host.", "Write https://chat.example, or *."
+                )
         if self.cache_isolation not in ISOLATIONS:
             raise ConfigError(
                 f"cache_isolation {self.cache_isolation!r} is not known.", nearest(self.cache_isolation, ISOLATIONS)
@@ -52,6 +63,21 @@ class ServerConfig:
             raise ConfigError(
                 "cache_isolation by key needs keys.", "Without --api-key all requests look alike.", "Set --api-key."
             )
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return is_loopback(self.host)
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host's name or address is this machine's own."""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def flag(name: str) -> str:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +72,9 @@ class LiveServer:
         return self.process.wait(20)
 
 
-def start(folder: Path, *flags: str, model: Path | None = None) -> LiveServer:
+def start(
+    folder: Path, *flags: str, model: Path | None = None, variables: Mapping[str, str] | None = None
+) -> LiveServer:
     """Starts `perilune serve` on the built-in or another model and a free port; returns once it listens.
 
     `folder` takes its log. Later flags win over the ones given here.
@@ -93,7 +96,7 @@ def start(folder: Path, *flags: str, model: Path | None = None) -> LiveServer:
         ),
         *("--api-key", KEY, "--api-key", SECOND_KEY, *flags),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(variables or {})}
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     end = time.monotonic() + START_SECONDS

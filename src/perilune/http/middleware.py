@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from perilune.errors import PeriluneError
-from perilune.server.errors import SlowBodyError, TooLargeError, UnauthorizedError, error_response
+from perilune.http.errors import SlowBodyError, TooLargeError, UnauthorizedError, error_response
 from perilune.units import MIB, format_bytes
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
@@ -21,18 +21,22 @@ _DISCARD_BYTES = 64 * MIB
 
 
 class ApiKeys:
-    """Answers 401 unless the request carries one of `keys` as a bearer token, which becomes `state.api_key`."""
+    """Answers 401 unless the request carries one of `keys` as a bearer token, which becomes `state.api_key`.
 
-    def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
-        self._app = app
+    Whom somebody before vouched for (`state.vouched`) needs none; a token it carries still says for whom it asks.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Iterable[str], is_open: Callable[[str], bool] = lambda _: False) -> None:
+        """`is_open`: further paths, besides the probes, that anybody may ask for."""
+        self._app, self._is_open = app, is_open
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS or self._is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
         given = _bearer(scope)
-        if self._knows(given):
+        if self._knows(given) or "vouched" in scope.get("state", {}):
             scope.setdefault("state", {})["api_key"] = given
             await self._app(scope, receive, send)
             return

@@ -71,7 +71,7 @@ def read_yaml(path: Path) -> YamlFile:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read {path}.", f"{error}.", "Give the path of a sweep file.") from error
+        raise ConfigError(f"Cannot read {path}.", f"{error}.", "Give the path of a YAML file.") from error
     return parse_yaml(text, str(path))
 
 

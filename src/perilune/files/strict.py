@@ -1,4 +1,4 @@
-"""The base of every model of a sweep file: frozen, no unknown keys, and a hint for a mistyped one."""
+"""The base of every model of a file: frozen, no unknown keys, and a hint for a mistyped one."""
 
 from __future__ import annotations
 
