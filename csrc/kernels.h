@@ -149,6 +149,18 @@ struct RouteArgs {
   int threads;
 };
 
+// How the bytes of a row change before its words become part of a strip.
+enum Swap : int { kAsStored = 0, kPairs = 1, kEvenFirst = 2 };
+
+// `rows` rows, a multiple of 16, to strips in place: units of 1, 2 or 4 bytes side by side.
+struct StripsArgs {
+  uint8_t* data;
+  int64_t rows, row_bytes;
+  int unit;
+  int swap;
+  int threads;
+};
+
 struct Kernels {
   const char* name;
   void (*linear)(const LinearArgs&);
@@ -159,6 +171,7 @@ struct Kernels {
   void (*mla_prefill)(const MlaPrefillArgs&);
   void (*rms_norm)(const RmsNormArgs&);
   void (*route)(const RouteArgs&);
+  void (*strips)(const StripsArgs&);
 };
 
 // The fastest table this processor can run, or null with the reason in *why.

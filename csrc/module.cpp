@@ -193,6 +193,13 @@ NB_MODULE(_kernels, m) {
         k.route({at<bf16>(x), tokens, dim, at<void>(router), wide, at<float>(bias), experts, groups, top_groups, top_k,
                  renormalise, scaling, at<int64_t>(ids), at<float>(weights), threads});
       }, nb::call_guard<nb::gil_scoped_release>())
+      .def("strips", [](const Kernels& k, Address data, int64_t rows, int64_t row_bytes, int unit, int swap, int threads) {
+        require(unit == 1 || unit == 2 || unit == 4, "strips of units of 1, 2 or 4 bytes");
+        require(rows % 16 == 0 && row_bytes % unit == 0, "strips hold 16 whole rows");
+        require(swap == kAsStored || (unit == 4 && row_bytes % 8 == 0 && (swap == kPairs || swap == kEvenFirst)),
+                "no such order of bytes");
+        k.strips({at<uint8_t>(data), rows, row_bytes, unit, swap, threads});
+      }, nb::call_guard<nb::gil_scoped_release>())
       .def("rms_norm", [](const Kernels& k, Address x, Address weight, int64_t rows, int64_t dim, float eps, Address out,
                           int threads) {
         k.rms_norm({at<bf16>(x), at<bf16>(weight), rows, dim, eps, at<bf16>(out), threads});

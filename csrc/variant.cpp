@@ -8,6 +8,7 @@
 #include "mla.h"
 #include "norm.h"
 #include "router.h"
+#include "strips.h"
 
 #define NAME_OF(x) #x
 #define NAME(x) NAME_OF(x)
@@ -17,7 +18,7 @@ namespace PERILUNE_VARIANT {
 
 extern const Kernels kernels;
 const Kernels kernels = {NAME(PERILUNE_VARIANT), linear, experts, kda_prefill, kda_decode, mla_decode, mla_prefill, rms_norm,
-                         route};
+                         route, strips};
 
 }  // namespace PERILUNE_VARIANT
 }  // namespace perilune

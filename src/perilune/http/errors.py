@@ -18,7 +18,10 @@ logger = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = 1
 
-_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 503: "overloaded_error"}
+_TYPES = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error",
+    503: "overloaded_error",
+}  # fmt: skip
 
 
 class ErrorDetail(BaseModel):

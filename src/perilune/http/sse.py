@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -15,6 +15,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from perilune.errors import PeriluneError
+from perilune.http.race import StoppedError, end, unless
 
 T = TypeVar("T")
 
@@ -26,6 +27,12 @@ class ClientGoneError(PeriluneError):
     code = "client_gone"
 
 
+class Source(Protocol):
+    """Where events come from; closing it ends the work behind them."""
+
+    async def aclose(self) -> None: ...
+
+
 class EventStream(StreamingResponse):
     """Sends events as they come. Closes `events` and the `source` they are made of at the end, or as soon as the
     client is gone.
@@ -34,7 +41,7 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], source: Begun[Any], headers: Mapping[str, str] | None = None
+        self, events: AsyncGenerator[bytes, None], source: Source, headers: Mapping[str, str] | None = None
     ) -> None:
         # A buffering proxy would turn a stream into one late answer.
         own = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -51,7 +58,7 @@ class EventStream(StreamingResponse):
         except OSError:
             return
         finally:
-            await _end(sending, leaving)
+            await end(sending, leaving)
             await self._events.aclose()
             await self._source.aclose()
 
@@ -68,15 +75,10 @@ def named_event(name: str, content: BaseModel | str) -> bytes:
 
 async def unless_gone(request: Request, work: Coroutine[object, object, T]) -> T:
     """`work`'s result. If the client leaves first, `work` is cancelled and ClientGoneError raised."""
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_left(request))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGoneError("The client closed its connection.")
-    finally:
-        await _end(working, leaving)
+        return await unless(work, _left(request))
+    except StoppedError as stopped:
+        raise ClientGoneError("The client closed its connection.") from stopped
 
 
 class Begun(Generic[T]):
@@ -116,12 +118,6 @@ async def _first(stream: AsyncGenerator[T, None]) -> T:
 async def _left(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _end(*tasks: asyncio.Task[T] | asyncio.Task[None]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _text(content: BaseModel | str) -> bytes:

@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from perilune.engine.request import Handover, Lend, TextDelta
 from perilune.http.errors import ErrorBody, detail_of, log_unexpected
+from perilune.http.json import JsonRoute
 from perilune.http.sse import Begun, EventStream, begin, data_event, unless_gone
-from perilune.server.body import JsonRoute
 from perilune.server.chat_body import ChatBody
 from perilune.server.conversation import prepare
 from perilune.server.front import Front, FrontDep

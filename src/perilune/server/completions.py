@@ -14,8 +14,8 @@ from starlette.responses import Response
 
 from perilune.engine.request import Grammar, Handover, Lend, SamplingParams, TextDelta
 from perilune.http.errors import ErrorBody, detail_of, log_unexpected
+from perilune.http.json import JsonRoute
 from perilune.http.sse import Begun, EventStream, begin, data_event, unless_gone
-from perilune.server.body import JsonRoute
 from perilune.server.completions_body import CompletionBody
 from perilune.server.front import Front, FrontDep, Job
 from perilune.server.handover import LentBody, answered, handover_of, kept, prefill_header

@@ -9,7 +9,8 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from perilune.errors import OverloadedError
-from perilune.server.body import JsonRoute, StrictBody
+from perilune.http.json import JsonRoute
+from perilune.server.body import StrictBody
 from perilune.server.front import FrontDep
 from perilune.server.handover import require_handovers
 from perilune.server.openapi import BODY_ERRORS, errors

@@ -15,8 +15,8 @@ from starlette.responses import Response
 
 from perilune.engine.request import TextDelta
 from perilune.http.errors import detail_of, log_unexpected
+from perilune.http.json import JsonRoute
 from perilune.http.sse import Begun, EventStream, begin, named_event, unless_gone
-from perilune.server.body import JsonRoute
 from perilune.server.conversation import prepare
 from perilune.server.front import FrontDep
 from perilune.server.openapi import GENERATION_ERRORS, STREAM_OR_JSON
