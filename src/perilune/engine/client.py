@@ -46,6 +46,7 @@ from perilune.engine.output import AnswerStream
 from perilune.engine.request import Handover, SamplingParams, TextDelta
 from perilune.engine.view import View
 from perilune.errors import EngineDeadError, OverloadedError, PeriluneError, RequestError
+from perilune.host.cores import WAITING
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.hub import resolve
 from perilune.text.tokenizer import load_tokenizer
@@ -100,8 +101,7 @@ class AsyncEngine:
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(endpoint)
-        # Without it, compute threads that lost their core to another process spin: 80 tokens/s became 1 (docs/log.md).
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+        environment = {**WAITING, **os.environ}
         if self.config.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.config.threads)
         self.process = await asyncio.create_subprocess_exec(
