@@ -134,26 +134,26 @@ def render(shared: list[Split], refused: list[str], handed: list[Handover]) -> R
 
 
 def _parts(shared: list[Split], refused: list[str], handed: list[Handover]) -> Iterator[RenderableType]:
-    ranks = _table("ranks", "weights", "a token", "a state", "in all", "largest context", "sent per token")
+    ranks = _table("ranks", "weights", "a token", "a state", "in all", "reaches", "sent per token")
     for split in shared:
         plan = split.plan
         ranks.add_row(
-            f"{split.tp}, whole experts" if split.ep else f"{split.tp}", format_bytes(plan.weights_bytes),
+            f"{split.tp} ep" if split.ep else f"{split.tp}", format_bytes(plan.weights_bytes),
             f"{plan.cache_bytes_per_token} B", format_bytes(plan.slot_bytes),
             Text(format_bytes(plan.total_bytes), "bold green" if plan.fits else "bold red"), f"{plan.max_context}",
             format_bytes(split.sent_per_token),
         )  # fmt: skip
     memory = format_bytes(shared[0].plan.memory_bytes)
-    yield Text(f"On the rank that holds most, of {memory} each device has; latents are whole on every rank.", "dim")
+    yield Text(
+        f"On the rank that holds most, of {memory} for each; ep: whole experts. Latents are on every rank.", "dim"
+    )
     yield ranks
     yield from (Text(line, "dim") for line in refused)
-    wire = _table("decode ranks", "latents", "states", "on the wire", *(name for name, _ in LINKS))
-    for hand in handed:
-        times = (f"{hand.seconds(link):.3g} s" for _, link in LINKS)
-        wire.add_row(
-            f"{hand.decode_tp}", format_bytes(hand.latent_bytes), format_bytes(hand.state_bytes),
-            Text(format_bytes(hand.wire_bytes), "bold"), *times,
-        )  # fmt: skip
+    wire = _table("decode ranks", *(f"{hand.decode_tp}" for hand in handed))
+    for name, size in (("latents", "latent_bytes"), ("states", "state_bytes"), ("on the wire", "wire_bytes")):
+        wire.add_row(name, *(format_bytes(getattr(hand, size)) for hand in handed))
+    for name, link in LINKS:
+        wire.add_row(name, *(f"{hand.seconds(link):.3g} s" for hand in handed))
     yield Text()
     yield Text(f"A prompt of {handed[0].tokens} tokens, prefilled elsewhere: what decode engines read.", "dim")
     yield wire
