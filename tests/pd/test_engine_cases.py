@@ -259,6 +259,27 @@ def test_a_client_that_leaves_a_waiting_request_frees_the_cache_at_once(path: Pa
     engines.idle()
 
 
+def test_case_19_the_lease_of_a_waiting_request_is_renewed(path: Path, make: Make) -> None:
+    """Nothing has been read yet, since the decode engine is full, and still its cache does not expire."""
+    short = RoleConfig("prefill", transports=("local",), lease_seconds=1.5)
+    engines = Engines(p=make(path, short), d=make(path, "decode", max_running=1), both=make(path))
+    engines.add("d", "first", prompt_of(20, 200), replace(GREEDY, max_tokens=480))
+    engines.turn("d")
+    p, prompt = engines.cores["p"], prompt_of(70, 200)
+    ticket = engines.ticket("split", prompt, GREEDY)
+    engines.add("d", "split", prompt, GREEDY, handover=Borrow(ticket))
+    assert p.handover is not None
+    book = p.handover.exchange._lender.book
+    engines.until(lambda: book.claimed == 1, "p")
+    (lease,) = book._open.values()
+    claimed = lease.renewed
+    engines.until(lambda: lease.renewed > claimed or not len(book), "p")
+    assert lease.renewed > claimed
+    engines.cores["d"].abort("first")
+    assert engines.finish("split").tokens == together(engines, prompt)
+    engines.idle()
+
+
 def stubborn(monkeypatch: pytest.MonkeyPatch, gate: Gate, settings: PdSettings) -> None:
     """Engines made from now on move bytes only when the gate is open, and say soon that they cannot promise an end."""
     monkeypatch.setattr("perilune.engine.door.factories", lambda *_: {"local": partial(Stubborn, gate)})

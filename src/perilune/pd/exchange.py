@@ -164,6 +164,14 @@ class Exchange:
             raise TicketError("The ticket was used already.", "A ticket is good for one attempt.", "Ask for a new one.")
         return opened
 
+    def hold(self, ticket: str, prompt: Sequence[int]) -> None:
+        """The request has to wait for pages and a slot: its cache is kept meanwhile. `receive` or `refuse` must follow.
+
+        Optional. Raises TicketError.
+        """
+        opened = self.check_ticket(ticket, prompt)
+        self._post_in(lambda: self._borrower.hold(opened))
+
     def receive(
         self, request: str, ticket: str, prompt: Sequence[int], pages: Sequence[int], slot: int | None, cached: int = 0
     ) -> None:
