@@ -58,6 +58,8 @@ SETTLE_SECONDS = 0.1
 class AsyncEngine:
     """Use `await AsyncEngine.start(config)`. One event loop owns it."""
 
+    worker = "perilune.engine.worker"  # the module that runs as the process
+
     def __init__(self, config: EngineConfig, path: Path) -> None:
         """Reads what the front needs (spec, tokenizer, limits); the process is started by `start`."""
         checkpoint = Checkpoint.open(path)
@@ -105,7 +107,7 @@ class AsyncEngine:
         if self.config.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.config.threads)
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "perilune.engine.worker", endpoint, str(os.getpid())), env=environment
+            *(sys.executable, "-m", self.worker, endpoint, str(os.getpid())), env=environment
         )
         self._socket.send(self._encode({"config": self.config, "path": str(self.path)}))
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]

@@ -164,6 +164,14 @@ class Exchange:
             raise TicketError("The ticket was used already.", "A ticket is good for one attempt.", "Ask for a new one.")
         return opened
 
+    def hold(self, ticket: str, prompt: Sequence[int]) -> None:
+        """The request has to wait for pages and a slot: its cache is kept meanwhile. `receive` or `refuse` must follow.
+
+        Optional. Raises TicketError.
+        """
+        opened = self.check_ticket(ticket, prompt)
+        self._post_in(lambda: self._borrower.hold(opened))
+
     def receive(
         self, request: str, ticket: str, prompt: Sequence[int], pages: Sequence[int], slot: int | None, cached: int = 0
     ) -> None:
@@ -231,10 +239,12 @@ class Exchange:
         poller.register(self._lender.socket, zmq.POLLIN)
         poller.register(self._inbox_bell.fileno(), zmq.POLLIN)
         while not self._closing or self._borrower.busy:
-            for socket in self._borrower.sockets:
-                if socket not in known:
-                    known.add(socket)
-                    poller.register(socket, zmq.POLLIN)
+            sockets = set(self._borrower.sockets)
+            for socket in known - sockets:
+                poller.unregister(socket)
+            for socket in sockets - known:
+                poller.register(socket, zmq.POLLIN)
+            known = sockets
             poller.poll(int(self._timeout() * 1000) + 1)
             try:
                 self._turn()
