@@ -12,15 +12,15 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "perilune"
 FLOORS = {
-    "cli": 7, "server": 6, "bench": 6, "engine": 5, "deploy": 5, "nn": 4, "pd": 4, "plan": 4, "cache": 3, "models": 2,
-    "text": 1, "host": 1, "ops": 0, "builtin": 0, "units": 0, "errors": 0,
+    "cli": 7, "server": 6, "router": 6, "bench": 6, "engine": 5, "deploy": 5, "nn": 4, "pd": 4, "plan": 4, "cache": 3,
+    "models": 2, "text": 1, "host": 1, "http": 1, "files": 1, "ops": 0, "builtin": 0, "units": 0, "errors": 0,
 }  # fmt: skip
 TORCH_FREE = (
     "perilune.host.memory", "perilune.host.doctor", "perilune.plan.folder", "perilune.models.spec",
     "perilune.models.families",
     "perilune.models.checkpoint", "perilune.cache.geometry", "perilune.cache.manager", "perilune.engine.scheduler",
-    "perilune.engine.client", "perilune.engine.request", "perilune.server.app", "perilune.cli.plan",
-    "perilune.cli.doctor", "perilune.cli.recipe", "perilune.cli.deploy", "perilune.deploy.serving",
+    "perilune.engine.client", "perilune.engine.request", "perilune.server.app", "perilune.router.run",
+    "perilune.cli.plan", "perilune.cli.doctor", "perilune.cli.recipe", "perilune.cli.deploy", "perilune.deploy.serving",
     "perilune.cli.bench", "perilune.pd.exchange", "perilune.pd.probe",
 )  # fmt: skip
 

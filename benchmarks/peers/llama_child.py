@@ -8,10 +8,12 @@ prefill not the filling of batches.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import llama_cpp as llama  # type: ignore[import-not-found]  # in the peer's environment alone
@@ -31,6 +33,7 @@ class Deep:
     """A context for one sequence. Sequence BASE holds the base's first `depth` tokens, WORK goes on from there."""
 
     context: Any
+    flash: bool
     depth: int = 0
 
 
@@ -49,12 +52,13 @@ class LlamaCpp:
         loaded = llama.llama_model_load_from_file(model.encode(), parameters)
         if not loaded:
             raise RuntimeError(f"llama.cpp cannot load {model}")
+        self._file = Path(model)
         self._model, self._threads, self._chunk, self._sequences = loaded, threads, chunk, sequences
         self._vocab: int = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(loaded))
         self._sampler = llama.llama_sampler_init_greedy()
         self._batch = llama.llama_batch_init(CALL_TOKENS, 0, 1)
         in_prefill, in_decode = FLASH[flash]
-        made = {f: Deep(self._make_context(context, 2, f, unified=True)) for f in {in_prefill, in_decode}}
+        made = {f: Deep(self._make_context(context, 2, f, unified=True), f) for f in {in_prefill, in_decode}}
         self._prefill, self._decode = made[in_prefill], made[in_decode]
         self._wide: Any = None
         self.about = f"llama-cpp-python {llama.__version__}: {llama.llama_print_system_info().decode().strip()}"
@@ -108,10 +112,29 @@ class LlamaCpp:
             return BASE
         llama.llama_memory_seq_rm(memory, WORK, -1, -1)
         if depth > deep.depth:
-            self._prompt(deep.context, base_tokens(depth, self._vocab)[deep.depth :], deep.depth, BASE)
-            deep.depth = depth
+            self._deepen(deep, depth)
         llama.llama_memory_seq_cp(memory, BASE, WORK, -1, -1)
         return WORK
+
+    def _deepen(self, deep: Deep, depth: int) -> None:
+        """BASE gets `depth` tokens, from a file of an earlier run: computing them can take half an hour."""
+        tokens = base_tokens(depth, self._vocab)
+        how = "flash" if deep.flash else "plain"
+        file = self._file.with_name(f"{self._file.stem}.{depth}-{how}-{llama.__version__}.state")
+        if not file.is_file() or file.stat().st_mtime < self._file.stat().st_mtime:
+            self._prompt(deep.context, tokens[deep.depth :], deep.depth, BASE)
+            unfinished = file.with_suffix(".unfinished")
+            ids = (llama.llama_token * depth)(*tokens)
+            llama.llama_state_seq_save_file(deep.context, os.fsencode(unfinished), BASE, ids, depth)
+            unfinished.replace(file)
+        else:
+            ids, count = (llama.llama_token * depth)(), ctypes.c_size_t()
+            llama.llama_memory_seq_rm(llama.llama_get_memory(deep.context), BASE, -1, -1)
+            path = os.fsencode(file)
+            read = llama.llama_state_seq_load_file(deep.context, path, BASE, ids, depth, ctypes.byref(count))
+            if not read or list(ids) != tokens:
+                raise RuntimeError(f"{file} does not hold the state it was written for: delete it")
+        deep.depth = depth
 
     def _prompt(self, context: Any, tokens: list[int], start: int, sequence: int) -> float:
         """Compute `tokens` and sample the next one; seconds."""

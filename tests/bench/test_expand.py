@@ -15,8 +15,8 @@ from perilune.bench.plan.expand import expand
 from perilune.bench.plan.inferencex import import_master
 from perilune.bench.spec.load import parse_sweeps
 from perilune.bench.spec.sweep import Ladder, Linear
-from perilune.bench.spec.yamlfile import parse_yaml
 from perilune.errors import ConfigError
+from perilune.files.yamlfile import parse_yaml
 
 ENTRY = """\
 kimik2.5-fp4-mi355x-vllm:

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from perilune.bench.export import inferencex, table
-from perilune.bench.launch.child import LaunchError, started
+from perilune.bench.launch.child import started
 from perilune.bench.plan.expand import expand
 from perilune.bench.plan.point import Point
 from perilune.bench.report.page import page
 from perilune.bench.run import run
 from perilune.bench.spec.load import parse_sweeps
 from perilune.bench.store import Entry, Store
+from perilune.deploy.failures import EngineFailedError
 
 SWEEP = """\
 version: 1
@@ -118,7 +119,7 @@ def points(text: str) -> tuple[Point, ...]:
 
 @pytest.mark.parametrize(
     ("change", "kind"),
-    [(("model: builtin", "model: /nowhere/at/all"), "model"), (("max-running: 4", "no-such-flag: 4"), "flags"),
+    [(("model: builtin", "model: /nowhere/at/all"), "model"), (("max-running: 4", "no-such-flag: 4"), "flag"),
      (("max-context: 1024", "cache-bytes: 1KiB"), ""), (("ready_s: 100", "ready_s: 0.2"), "timeout")],
     ids=["model", "flags", "memory", "timeout"],
 )  # fmt: skip
@@ -126,7 +127,7 @@ def test_a_server_that_does_not_start_says_why_and_leaves_nothing(
     change: tuple[str, str], kind: str, tmp_path: Path
 ) -> None:
     (point,) = points(SWEEP.replace(*change))
-    with pytest.raises(LaunchError) as caught, started(point.server, tmp_path / "log"):
+    with pytest.raises(EngineFailedError) as caught, started(point.server, tmp_path / "log"):
         raise AssertionError("it started")
     assert caught.value.kind == kind or not kind
     (entry,) = run([point], Store(tmp_path / "r"), lambda line: None)

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from perilune.bench.plan.expand import expand
-from perilune.bench.spec.condition import UNKNOWN, parse_condition
-from perilune.bench.spec.facts import mec_firmware, parse_facts, probe_facts
+from perilune.bench.spec.facts import doctor_facts, parse_facts
 from perilune.bench.spec.load import load_sweeps, parse_sweeps, schema
-from perilune.bench.spec.yamlfile import parse_yaml
+from perilune.deploy.condition import UNKNOWN, parse_condition
 from perilune.errors import ConfigError
+from perilune.files.yamlfile import parse_yaml
+from perilune.host.firmware import parse_mec
+from perilune.host.sysroot import Recorded
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 GOOD = """\
@@ -78,40 +80,24 @@ def test_an_alias_that_contains_itself_is_refused() -> None:
 @pytest.mark.parametrize(
     ("printed", "version", "set_"),
     [
-        ("GPU[0] : MEC firmware version: 176", 176, True),
-        ("GPU[0] : MEC firmware version: 177", 177, False),
-        ("GPU[0] : MEC firmware version: 0200", 200, False),
-        ("GPU[0] : MEC firmware version: 08", 8, True),
-        ("GPU[0] : MEC firmware version: N/A", None, True),
-        ("GPU[0] : MEC firmware version: unknown", None, True),
-        ("GPU[0] : MEC firmware version: v177", None, True),
-        ("GPU[0] : MEC firmware version: 177b", None, True),
-        ("", None, True),
+        ("176", 176, True), ("177", 177, False), ("0200", 200, False), ("08", 8, True), ("N/A", None, True),
+        ("unknown", None, True), ("v177", None, True), ("177b", None, True), ("", None, True),
     ],
-)
-def test_the_firmware_rule_holds_whenever_the_firmware_is_old_or_not_known(
-    printed: str, version: int | None, set_: bool
-) -> None:
-    assert mec_firmware(printed) == version
-    points = expand(parse_sweeps(GOOD), facts={"mec_fw": mec_firmware(printed)})
-    assert all(("HSA_NO_SCRATCH_RECLAIM" in point.server.env) == set_ for point in points)
-
-
-@pytest.mark.parametrize(
-    ("script", "facts"),
-    [("echo 'GPU[0] : MEC firmware version: 150'", {"mec_fw": 150}), ("echo 'MEC N/A'", {}), ("exit 3", {}),
-     ("printf '\\377\\376'", {})],
 )  # fmt: skip
-def test_a_host_s_tool_is_asked_and_may_fail(
-    script: str, facts: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_firmware_rule_holds_whenever_the_firmware_is_old_or_not_known(
+    printed: str, version: int | None, set_: bool, tmp_path: Path
 ) -> None:
-    tool = tmp_path / "rocm-smi"
-    tool.write_text(f"#!/bin/sh\n{script}\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert probe_facts() == facts
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert probe_facts() == {}
+    """Each row of the table of what a shell script made of such texts, on a recorded MI300X."""
+    assert parse_mec(printed) == version
+    node = tmp_path / "sys/class/kfd/kfd/topology/nodes/1/properties"
+    node.parent.mkdir(parents=True)
+    said = f"fw_version {printed}\nsimd_count 1216\ngfx_target_version 90402\nvendor_id 4098\ndevice_id 29857\n"
+    node.write_text(said)
+    facts = doctor_facts(Recorded(tmp_path))
+    assert facts.get("mec_fw") == version
+    for rule in ("unknown(mec_fw) or mec_fw < 177", 'unknown("fw.mec") or not ok("fw.mec")'):
+        points = expand(parse_sweeps(GOOD.replace("unknown(mec_fw) or mec_fw < 177", rule)), facts=facts)
+        assert all(("HSA_NO_SCRATCH_RECLAIM" in point.server.env) == set_ for point in points)
 
 
 def test_a_rule_that_rests_on_something_unknown_has_to_say_so() -> None:

@@ -5,7 +5,6 @@ PERILUNE_UPDATE_GOLDEN=1 writes the golden folders anew; read the difference bef
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shlex
@@ -52,6 +51,13 @@ def files(found) -> dict[str, str]:
 
 def schema(name: str) -> Any:
     return jsonschema_rs.validator_for(json.loads((HERE / "schemas" / f"{name}.json").read_text()))
+
+
+def tool(name: str) -> str:
+    """A linter of the development dependencies: beside Python, whether or not the environment is on PATH."""
+    found = shutil.which(name, path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
+    assert found, f"{name} is not installed; make test does"
+    return found
 
 
 each_recipe = pytest.mark.parametrize("found", REAL, ids=lambda found: found.name)
@@ -104,7 +110,6 @@ def test_kubernetes_is_valid_and_says_what_the_launch_says(found) -> None:
         assert config["data"]["patch_tokenizer.py"].strip() == made["patch_tokenizer.py"].strip()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("kubernetes_validate") is None, reason="needs kubernetes-validate")
 @each_recipe
 def test_kubernetes_own_schemas_agree(found) -> None:
     import kubernetes_validate
@@ -128,18 +133,16 @@ def test_the_unit_starts_the_same_words(found) -> None:
 def test_scripts_pass_shellcheck(found, tmp_path: Path) -> None:
     scripts = [path for path in write(files(found), tmp_path) if path.suffix == ".sh"]
     assert all(os.access(path, os.X_OK) for path in scripts)
-    checker = Path(sys.executable).with_name("shellcheck")
-    done = subprocess.run([checker, *scripts], capture_output=True, text=True, check=False)
+    done = subprocess.run([tool("shellcheck"), *scripts], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.skipif(shutil.which("hadolint") is None, reason="needs hadolint")
 @each_recipe
 def test_dockerfiles_pass_hadolint(found, tmp_path: Path) -> None:
     text = files(found).get("Dockerfile")
     if text is None:
         return
-    done = subprocess.run(["hadolint", "-"], input=text, capture_output=True, text=True, check=False)
+    done = subprocess.run([tool("hadolint"), "-"], input=text, capture_output=True, text=True, check=False)
     ours = [line for line in done.stdout.splitlines() if "DL3007" not in line]  # a recipe's image may be `latest`
     assert not ours
 

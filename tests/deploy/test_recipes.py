@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perilune.deploy.catalog import FOLDER, find, merge, recipe, recipes
-from perilune.deploy.condition import CHECKS, Condition, Point, Truth
+from perilune.deploy.condition import Truth, parse_condition
 from perilune.deploy.launch import Asked, resolve, variables_of
-from perilune.deploy.points import point_of
+from perilune.deploy.points import CHECKS, Point, names_of, point_of
 from perilune.deploy.stale import known_stale, stale_among
 from perilune.deploy.version import version, within
 from perilune.errors import ConfigError
@@ -74,9 +74,9 @@ def test_no_recipe_uses_what_it_would_refuse(found) -> None:
         ('[[argv]]\nflagg = "--x"\nwhy = "because"\nsource = "VR"', "'flag'"),
         ('[[argv]]\nflag = "--x"\nvalue = "{contxt}"\nwhy = "because"\nsource = "VR"', "'context'"),
         ('[[argv]]\nflag = "--x"\nwhy = "because"\nsource = "VRR"', "'VR'"),
-        ('[[rule]]\nid = "x"\nwhen = { check = "fw.mecc" }\nwhy = "because"\nsource = "VR"', "'fw.mec'"),
-        ('[[rule]]\nid = "x"\nwhen = { point = "tpp" }\nwhy = "because"\nsource = "VR"', "'tp'"),
-        ('[[rule]]\nid = "x"\nwhen = { point = "tp", att-most = 1 }\nwhy = "because"\nsource = "VR"', "'at-most'"),
+        ('[[rule]]\nid = "x"\nwhen = \'ok("fw.mecc")\'\nwhy = "because"\nsource = "VR"', "'fw.mec'"),
+        ('[[rule]]\nid = "x"\nwhen = "tpp == 1"\nwhy = "because"\nsource = "VR"', "'tp'"),
+        ('[[rule]]\nid = "x"\nwhen = "tp << 1"\nwhy = "because"\nsource = "VR"', "comparisons"),
     ],
 )
 def test_an_unknown_word_names_the_nearest(tmp_path: Path, text: str, nearest: str) -> None:
@@ -116,25 +116,28 @@ def test_unknown_recipes_and_models_name_what_there_is() -> None:
     ],
 )  # fmt: skip
 def test_a_verdict_of_the_doctor_is_yes_no_or_unknown(status: Status, truth: Truth) -> None:
-    asked = Condition.model_validate({"check": "fw.mec"})
-    assert asked.ask(Point(1, 1), {"fw.mec": check("fw.mec", status)}).truth is truth
+    names = names_of(Point(1, 1), {"fw.mec": check("fw.mec", status)})
+    assert parse_condition('ok("fw.mec")').ask(names).truth is truth
+    assert (parse_condition('unknown("fw.mec")').ask(names).truth is Truth.YES) == (truth is Truth.UNKNOWN)
 
 
 def test_a_host_nobody_looked_at_is_unknown_and_never_yes() -> None:
     for id in CHECKS:
-        assert Condition.model_validate({"check": id}).ask(Point(1, 1), {}).truth is Truth.UNKNOWN
+        answer = parse_condition(f'ok("{id}")').ask(names_of(Point(1, 1), {}))
+        assert answer.truth is Truth.UNKNOWN
+        assert "not looked at" in answer.says
 
 
 @given(st.integers(1, 100), st.integers(1, 100), st.integers(1, 100))
 def test_a_point_is_compared_at_its_limits(found: int, low: int, high: int) -> None:
-    asked = Condition.model_validate({"point": "tp", "at-least": low, "at-most": high})
-    assert (asked.ask(Point(1, 1, found), {}).truth is Truth.YES) == (low <= found <= high)
+    asked = parse_condition(f"{low} <= tp <= {high}").ask(names_of(Point(1, 1, found), {}))
+    assert (asked.truth is Truth.YES) == (low <= found <= high)
 
 
 def test_a_value_is_compared_and_a_missing_one_is_unknown() -> None:
-    asked = Condition.model_validate({"check": "mem.class", "is": ["unified"]})
+    asked = parse_condition('value("mem.class") == "unified"')
     answers = [
-        asked.ask(Point(1, 1), {"mem.class": check("mem.class", Status.PASS, value)}).truth
+        asked.ask(names_of(Point(1, 1), {"mem.class": check("mem.class", Status.PASS, value)})).truth
         for value in ("unified", "cap31", None)
     ]
     assert answers == [Truth.YES, Truth.NO, Truth.UNKNOWN]

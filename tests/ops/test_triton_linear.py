@@ -60,6 +60,14 @@ def test_experts_in_use_only_and_all_tokens_at_one() -> None:
     assert difference(result, moe.experts(x, ids, shares, *stacks)) < 5e-3
 
 
+def test_pairs_of_another_ranks_experts_add_nothing() -> None:
+    x, shares, ids = random(4, 32, seed=1), torch.ones(4, 2), torch.tensor([[0, -1], [-1, -1], [2, 0], [-1, 1]])
+    stacks = [weight("bf16", 3, *shape, seed=s) for s, shape in enumerate([(16, 32), (16, 32), (32, 16)])]
+    result = moe_triton.experts(GPUS[0], x, ids, shares, *stacks)
+    assert difference(result, moe.experts(x, ids, shares, *stacks)) < 5e-3
+    assert not result[1].any()
+
+
 @pytest.mark.parametrize(("experts", "groups", "kept"), [(12, 1, 1), (24, 4, 2), (256, 8, 4)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_router_picks_the_same_experts_and_keeps_every_bit_of_its_weight(

@@ -10,7 +10,7 @@ import pytest
 from perilune.host.profiles import PROFILES, profile
 from perilune.models.config import read_config
 from perilune.plan.curves import curves, picture
-from perilune.plan.device import machine_of
+from perilune.plan.device import Machine, machine_of
 from perilune.plan.plan import Plan, plan_model
 from perilune.units import GIB
 
@@ -19,27 +19,25 @@ def planner(configs: Path, memory: int, model: str = "kimi-linear-48b"):
     spec = read_config(configs / model).spec
 
     def plan_at(context: int, concurrency: int) -> Plan:
-        return plan_model(spec, context=context, concurrency=concurrency, weights_bytes=30 * GIB, memory=memory)
+        return plan_model(spec, Machine(memory), context=context, concurrency=concurrency, weights_bytes=30 * GIB)
 
     return plan_at, spec.max_context
 
 
 @pytest.mark.parametrize("device", PROFILES, ids=lambda device: device.name)
 def test_measured_rates_come_first(device) -> None:
-    machine = machine_of(device)
-    assert machine.memory == device.memory
+    machine = machine_of(device, None if device.memory else (GIB, device.title))
+    assert machine.memory == device.memory or device.memory is None
     assert machine.bandwidth == (device.measured_bandwidth or device.bandwidth)
     assert machine.compute
     assert device.title in machine.source
 
 
 def test_kimi_linear_on_a_strix_halo_box(configs: Path) -> None:
-    machine = machine_of(profile("strix-halo"))
     spec = read_config(configs / "kimi-linear-48b").spec
     plan = plan_model(
-        spec, context=1 << 20, concurrency=2, weights_bytes=30_500_000_000, memory=machine.memory or 0,
-        bandwidth=machine.bandwidth, compute=machine.compute,
-    )  # fmt: skip
+        spec, machine_of(profile("strix-halo")), context=1 << 20, concurrency=2, weights_bytes=30_500_000_000
+    )
     assert plan.fits
     assert plan.max_context == 1 << 20
 

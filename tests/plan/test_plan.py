@@ -13,6 +13,7 @@ from perilune.cache.geometry import CacheGeometry
 from perilune.errors import ConfigError
 from perilune.models.config import read_config
 from perilune.models.spec import ModelSpec
+from perilune.plan.device import Machine
 from perilune.plan.plan import Plan, plan_model
 from perilune.units import GIB
 
@@ -24,7 +25,7 @@ KDA_ONLY = dataclasses.replace(KIMI_LINEAR, layers=KIMI_LINEAR.layers[:3])
 
 
 def plan(spec: ModelSpec = KIMI_LINEAR, *, context: int = 8192, concurrency: int = 4, memory: int = 64 * GIB) -> Plan:
-    return plan_model(spec, context=context, concurrency=concurrency, weights_bytes=30 * GIB, memory=memory)
+    return plan_model(spec, Machine(memory), context=context, concurrency=concurrency, weights_bytes=30 * GIB)
 
 
 @pytest.mark.parametrize(("spec", "per_token"), [(KIMI_LINEAR, 8_064), (GLM, 54_144), (K25, 70_272)])
@@ -42,7 +43,7 @@ def test_kimi_linear_state_is_that_of_the_facts() -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_cache_bytes_are_what_the_arenas_then_allocate(golden: Path, name: str, dtype: str) -> None:
     spec = read_config(golden / name).spec
-    planned = plan_model(spec, context=130, concurrency=3, weights_bytes=1, memory=GIB, dtype=dtype)
+    planned = plan_model(spec, Machine(GIB), context=130, concurrency=3, weights_bytes=1, dtype=dtype)
     geometry = CacheGeometry.of(spec, dtype)
     assert CacheArenas(geometry, plan_cache(geometry, 130, 3, snapshots=None)).allocated_bytes == planned.cache_bytes
     rows = planned.slots + planned.snapshot_slots
@@ -56,8 +57,12 @@ def test_the_total_is_the_sum_of_its_parts() -> None:
 
 
 def test_without_a_prefix_cache_only_running_sequences_take_memory() -> None:
-    kept, bare = plan(), plan_model(KIMI_LINEAR, context=8192, concurrency=4, weights_bytes=30 * GIB, memory=64 * GIB,
-                                    prefix_cache=False)  # fmt: skip
+    kept, bare = (
+        plan(),
+        plan_model(
+            KIMI_LINEAR, Machine(64 * GIB), context=8192, concurrency=4, weights_bytes=30 * GIB, prefix_cache=False
+        ),
+    )
     assert bare.cache_bytes == 4 * (128 * 516_096 + 43_417_600)
     assert bare.snapshot_slots == 0
     assert kept.total_bytes - bare.total_bytes == kept.snapshot_slots * kept.slot_bytes
@@ -65,8 +70,8 @@ def test_without_a_prefix_cache_only_running_sequences_take_memory() -> None:
 
 
 def test_snapshots_are_priced() -> None:
-    planned = plan_model(KIMI_LINEAR, context=8192, concurrency=4, weights_bytes=30 * GIB, memory=64 * GIB,
-                         bandwidth=80e9, compute=1e12)  # fmt: skip
+    machine = Machine(64 * GIB, bandwidth=80e9, compute=1e12)
+    planned = plan_model(KIMI_LINEAR, machine, context=8192, concurrency=4, weights_bytes=30 * GIB)
     assert planned.snapshot_break_even_tokens == -(-43_417_600 // 8_064)
     more = planned.max_snapshots - planned.snapshot_slots
     assert planned.total_bytes + more * planned.slot_bytes <= planned.memory_bytes
@@ -159,7 +164,7 @@ def test_numbers_below_one_are_refused(context: int, concurrency: int) -> None:
 
 def test_an_unknown_dtype_is_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="float32"):
-        plan_model(KIMI_LINEAR, context=1, concurrency=1, weights_bytes=1, memory=1, dtype="float23")
+        plan_model(KIMI_LINEAR, Machine(1), context=1, concurrency=1, weights_bytes=1, dtype="float23")
 
 
 def test_every_decisive_number_has_a_reason() -> None:

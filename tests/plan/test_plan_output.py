@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from perilune.host.profiles import profile
 from perilune.models.config import read_config
+from perilune.plan.device import Machine, machine_of
 from perilune.plan.plan import Plan, plan_model
 from perilune.plan.table import render, to_json
 from perilune.units import GIB
@@ -30,7 +32,7 @@ def text_of(plan: Plan) -> str:
 
 def make(configs: Path, memory: int, **machine: float) -> Plan:
     spec = read_config(configs / "kimi-linear-48b").spec
-    return plan_model(spec, context=8192, concurrency=4, weights_bytes=30 * GIB, memory=memory, **machine)
+    return plan_model(spec, Machine(memory, **machine), context=8192, concurrency=4, weights_bytes=30 * GIB)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -107,3 +109,40 @@ def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "nowhere" in result.stderr.replace("\n", "")
     assert "Traceback" not in result.stderr
+
+
+def test_expected_rates_are_named_with_whose_they_are(configs: Path) -> None:
+    spec = read_config(configs / "kimi-linear-48b").spec
+    plan = plan_model(spec, machine_of(profile("strix-halo")), context=1024, concurrency=1, weights_bytes=30 * GIB)
+    low, high = plan.roofline.expected_decode or (0, 0)
+    assert 0 < low < high < (plan.roofline.decode_tokens_per_second or 0)
+    assert "vLLM" in plan.roofline.because["expected_decode"]
+    assert "decode, likely" in text_of(plan)
+    unknown = plan_model(spec, machine_of(profile("h200")), context=1024, concurrency=1, weights_bytes=30 * GIB)
+    assert unknown.roofline.expected_decode is None, "nobody published a rate to compute one from"
+
+
+@pytest.mark.parametrize(("words", "says"), [((), "does not fit"), (("--memory", "64GiB"), "64.0 GiB")])
+def test_the_doctored_host_is_planned_for(configs: Path, tmp_path: Path, words: tuple[str, ...], says: str) -> None:
+    """A recorded Strix Halo box with half of its memory: what fits is what one GPU process can have there."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "host"))
+    try:
+        from bundles import load, write_tree
+    finally:
+        sys.path.pop(0)
+    tree = write_tree(load("reconstructed/2.7-cap31"), tmp_path / "host")
+    done = run(str(configs / "kimi-linear-48b"), "--device", "host", "--sysroot", str(tree), *words)
+    assert says in done.stdout
+    assert ("cap31" in done.stdout) == (not words)
+
+
+def test_splits_are_printed_and_are_json(configs: Path) -> None:
+    words = (str(configs / "kimi-linear-48b"), "--device", "mi300x", "--splits", "--context", "4096")
+    shown = run(*words).stdout
+    assert "8 ep" in shown
+    assert "…" not in shown, "both tables fit a terminal of 80 columns"
+    assert "on the wire" in shown
+    data = json.loads(run(*words, "--json").stdout)
+    weights = {(split["tp"], split["ep"]): split["weights_bytes"] for split in data["splits"]}
+    assert 0.9 < 8 * weights[8, False] / weights[1, False] < 1.1
+    assert data["handovers"][0]["wire_bytes"] == 4096 * 8064 + 43_417_600

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from perilune.cache.budget import CachePlan
 from perilune.cache.geometry import ALIGNMENT, PAGE_TOKENS, CacheGeometry, StateBlock
+from perilune.cache.tier import Kind, Payload
 from perilune.errors import ConfigError, UnsupportedError
 from perilune.units import format_bytes
 
@@ -121,6 +122,26 @@ class CacheArenas:
     def copy(self, source: int, slot: int) -> None:
         """Copies one row of the slot arena: what a sequence starts from whose beginning was computed before."""
         self.slot_arena.copy(source, slot)
+
+    def size(self, kind: Kind) -> int:
+        """Bytes of one page or of one row of the slot arena."""
+        tensor = self._rows(kind)
+        return tensor[0].numel() * tensor.element_size() if len(tensor) else 0
+
+    def place(self, kind: Kind, index: int) -> Tensor:
+        """One page or row, all its layers, as bytes: uint8 [size], a view."""
+        return self._rows(kind)[index].view(-1).view(torch.uint8)
+
+    def read(self, kind: Kind, index: int) -> Payload:
+        """A copy of one page or row, in host memory."""
+        return bytearray(self.place(kind, index).cpu().numpy())
+
+    def write(self, kind: Kind, index: int, payload: Payload) -> None:
+        """Put back what `read` returned."""
+        self.place(kind, index).copy_(torch.frombuffer(payload, dtype=torch.uint8))
+
+    def _rows(self, kind: Kind) -> Tensor:
+        return self.page_arena.tensor if kind == "page" else self.slot_arena.buffer
 
     @property
     def allocated_bytes(self) -> int:

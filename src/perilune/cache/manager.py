@@ -22,7 +22,7 @@ from perilune.cache.pool import Pool
 from perilune.cache.prefix import PrefixCounts, PrefixSettings, explain
 from perilune.cache.radix import TREE, Match, Node, RadixTree
 from perilune.cache.snapshots import Origin, branch, floor_page, positions, reusable
-from perilune.cache.stats import CacheStats
+from perilune.cache.stats import CacheStats, Holding
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,28 @@ class CacheManager:
         self._tree = RadixTree(self._pages, self._rows, stateful=prefix is not None and prefix.stateful)
         self.counts = PrefixCounts()
 
-    def can_admit(self, tokens: int, prompt: tuple[int, ...] = (), salt: bytes = b"", most: int | None = None) -> bool:
+    def can_admit(
+        self,
+        tokens: int,
+        prompt: tuple[int, ...] = (),
+        salt: bytes = b"",
+        most: int | None = None,
+        pages_only: bool = False,
+    ) -> bool:
         """Whether a new request with room for `tokens` tokens, of which `prompt` are known, fits right now.
 
         `most`: how many of the prompt's tokens may be found in the tree, if the request needs the others computed.
+        `pages_only`: its state and the rest come from elsewhere, so every page that is here will do.
         """
-        return len(self._held) < self.plan.slots and self._fits(tokens, self._match(prompt, salt, most))
+        return len(self._held) < self.plan.slots and self._fits(tokens, self._match(prompt, salt, most, pages_only))
 
-    def _match(self, prompt: tuple[int, ...], salt: bytes, most: int | None) -> Match:
-        return self.known(prompt, salt, most) if self.prefix else Match()
+    def _match(self, prompt: tuple[int, ...], salt: bytes, most: int | None, pages_only: bool) -> Match:
+        if not self.prefix:
+            return Match()
+        if pages_only:
+            nodes = self._tree.match(prompt, floor_page(len(prompt)), salt).nodes
+            return Match(nodes, nodes[-1] if nodes else None)
+        return self.known(prompt, salt, most)
 
     def _fits(self, tokens: int, match: Match) -> bool:
         if not self._rows.free and self._tree.spare_snapshot() is None:
@@ -107,17 +120,18 @@ class CacheManager:
         salt: bytes = b"",
         marks: tuple[int, ...] = (),
         most: int | None = None,
+        pages_only: bool = False,
     ) -> int:
         """Gives `request_id` a slot and pages for `tokens` tokens; returns the slot.
 
         `marks`: after how many tokens of the prompt the client wants a state kept, rounded down to whole pages.
         The first `cached(request_id)` tokens of `prompt` are in its pages already, shared and never to be written, and
         their state is in the row `source(request_id)`, to be copied into the slot; without a source the slot still
-        holds its former owner's state and is to be cleared. Call only after `can_admit(tokens, prompt, salt, most)`.
+        holds its former owner's state and is to be cleared. Call only after `can_admit` with the same arguments.
         """
         if request_id in self._held:
             raise AssertionError(f"{request_id!r} is admitted already")
-        match = self._match(prompt, salt, most)
+        match = self._match(prompt, salt, most, pages_only)
         if len(self._held) >= self.plan.slots or not self._fits(tokens, match):
             raise AssertionError(
                 f"{request_id!r} needs a slot and {pages_for(tokens)} pages; "
@@ -126,7 +140,7 @@ class CacheManager:
         lost = self._tree.lost(prompt, reusable(len(prompt)), match, salt)
         held = _Held(-1, tokens, [node.page for node in match.reused], prompt, salt, marks, cached=match.tokens)
         self._pages.retain(held.pages, request_id)
-        self._take_slot(request_id, held, match.node if self._tree.stateful else None)
+        self._take_slot(request_id, held, match.node if self._tree.stateful and not pages_only else None)
         more = self._take_pages(pages_for(tokens) - len(held.pages), request_id)
         assert more is not None, "can_admit said that it fits"
         held.pages += more
@@ -134,7 +148,9 @@ class CacheManager:
         if self.prefix:
             self._tree.use(match)
             held.branch = branch(match.kv_tokens, match.tokens)
-            if most is None:
+            if pages_only:
+                held.explanation = f"the pages of {match.tokens} of {len(prompt)} prompt tokens are here"
+            elif most is None:
                 self.counts.look_up(len(prompt), match, lost)
                 held.explanation = explain(len(prompt), match, lost)
             else:  # what was found says nothing about the cache
@@ -314,6 +330,17 @@ class CacheManager:
         """What was reused and why not more, in words; empty without a prefix cache."""
         return self._find(request_id).explanation
 
+    def rename(self, request_id: str, name: str) -> None:
+        """What the request holds is held under `name` from now on; the request can be admitted anew beside it."""
+        held = self._find(request_id)
+        if name in self._held:
+            raise AssertionError(f"{name!r} is admitted already")
+        self._release_restored(held)
+        for pool, places in ((self._pages, held.pages), (self._rows, [held.slot, *(e.row for e in held.exports)])):
+            pool.retain(places, name)
+            pool.release(places, request_id)
+        self._held[name] = self._held.pop(request_id)
+
     def free(self, request_id: str, computed: int = 0) -> None:
         """Returns everything the request holds. `computed`: how many tokens its slot has seen, 0 if that is unsure.
 
@@ -329,10 +356,26 @@ class CacheManager:
         self._rows.release([held.slot, *(export.row for export in held.exports)], request_id)
         del self._held[request_id]
 
+    def holding(self, request_id: str) -> Holding:
+        """What one request holds."""
+        held = self._find(request_id)
+        shared = held.cached // PAGE_TOKENS
+        return Holding(len(held.pages) - shared, shared)
+
+    @property
+    def holders(self) -> int:
+        """How many hold pages and a slot: those who run, and those whose places another engine reads or writes."""
+        return len(self._held)
+
+    @property
+    def pages_at_hand(self) -> int:
+        """Pages a new request could get: the free ones, and those that only the prefix tree holds."""
+        return self._pages.free + self._tree.spare_pages()
+
     def stats(self) -> CacheStats:
-        pages_used = len({page for held in self._held.values() for page in held.pages})
+        pages_cached = self._pages.sole(TREE)
+        pages_used = self._pages.used - pages_cached
         rows_used, snapshots = len(self._held), len(self._tree.snapshots)
-        pages_cached = self._pages.used - pages_used
         unfilled = sum(len(held.pages) * PAGE_TOKENS - held.tokens for held in self._held.values())
         return CacheStats(
             requests=len(self._held),

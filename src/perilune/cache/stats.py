@@ -28,3 +28,11 @@ class CacheStats:
     snapshots: int = 0
     bytes_cached: int = 0
     bytes_padding: int = 0
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What one request holds: `pages` it was given, after `shared` ones that were found in the prefix tree."""
+
+    pages: int
+    shared: int

@@ -25,6 +25,19 @@ class Rate:
             self._amount, self._seconds = self._amount / 2 + amount, self._seconds / 2 + seconds
 
 
+class Kept(Protocol):
+    """The arenas as tiers see them: pages and slot rows by index, as bytes. Of several ranks: those of all."""
+
+    def size(self, kind: Kind) -> int:
+        """Bytes of one page or row; 0 if the model has none."""
+
+    def read(self, kind: Kind, index: int) -> Payload:
+        """A copy, in host memory."""
+
+    def write(self, kind: Kind, index: int, payload: Payload) -> None:
+        """Put back what `read` returned."""
+
+
 class Tier(Protocol):
     """Pages and states by key. No call waits for anything slower than the tier itself reads."""
 

@@ -2,7 +2,7 @@
 computing it again.
 
 A prefix's key is a hash chain over its pages of tokens. It begins with the model's identity and the prompt's salt, so
-an entry never crosses models, dtypes, layouts, builds, or API keys where those are kept apart.
+an entry never crosses models, dtypes, layouts, builds, or API keys where those are kept apart. Imports no torch.
 """
 
 from __future__ import annotations
@@ -13,17 +13,13 @@ import struct
 import time
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from perilune.cache.arena import CacheArenas
 from perilune.cache.disk import DiskTier
 from perilune.cache.geometry import PAGE_TOKENS
 from perilune.cache.host import HostTier
 from perilune.cache.manager import CacheManager
 from perilune.cache.radix import Node, path_to
 from perilune.cache.snapshots import reusable
-from perilune.cache.tier import Kind, Payload, Rate, Tier
+from perilune.cache.tier import Kept, Kind, Rate, Tier
 from perilune.units import format_bytes
 
 log = logging.getLogger(__name__)
@@ -33,11 +29,11 @@ class Tiers:
     """Between one engine's prefix tree and the tiers below it. `model` is the start of every key."""
 
     def __init__(
-        self, model: bytes, manager: CacheManager, arenas: CacheArenas, host: HostTier | None, disk: DiskTier | None
+        self, model: bytes, manager: CacheManager, kept: Kept, host: HostTier | None, disk: DiskTier | None
     ) -> None:
-        self._model, self._manager, self._host, self._disk = model, manager, host, disk
+        self._model, self._manager, self._kept, self._host, self._disk = model, manager, kept, host, disk
         self._tiers: list[Tier] = [tier for tier in (host, disk) if tier is not None]  # the fastest first
-        self._pages, self._rows = arenas.page_arena.tensor, arenas.slot_arena.buffer
+        self._page_bytes, self._state_bytes = kept.size("page"), kept.size("state")
         self.computing = Rate()  # prompt tokens per second
         self.loaded_tokens = self.loads = self.declined = self.demoted = self.skipped = 0
         manager.tell_before_eviction(self._demote)
@@ -74,11 +70,11 @@ class Tiers:
                 return 0
             for index, page in places.pages:
                 # what follows a broken entry is looked at too: what broke one may have broken the others
-                whole = self._fill("page", keys[index], self._pages[page])
+                whole = self._fill("page", keys[index], page)
                 if whole and places.filled == index * PAGE_TOKENS:
                     places.filled += PAGE_TOKENS
             if places.row is not None and places.filled == length:
-                tier_used = self._fill("state", keys[length // PAGE_TOKENS - 1], self._rows[places.row])
+                tier_used = self._fill("state", keys[length // PAGE_TOKENS - 1], places.row)
                 places.origin = tier_used.name if tier_used else None
         gained = max(0, self._manager.known(prompt, salt).tokens - known.tokens)
         self.loads += gained > 0
@@ -91,7 +87,7 @@ class Tiers:
         best = 0
         for index, key in enumerate(keys):
             length = (index + 1) * PAGE_TOKENS
-            if length > in_memory and self._pages.numel() and not self._holder("page", key):
+            if length > in_memory and self._page_bytes and not self._holder("page", key):
                 break
             if not self._manager.stateful or self._holder("state", key):
                 best = length
@@ -103,10 +99,10 @@ class Tiers:
     def _pieces(self, keys: list[bytes], in_memory: int) -> list[tuple[Tier, Kind, bytes, int]]:
         """(tier, kind, key, bytes) of what has to be read for the prefix of all `keys`."""
         wanted: list[tuple[Kind, bytes, int]] = [
-            ("page", key, _size(self._pages[0])) for key in keys[in_memory // PAGE_TOKENS :] if self._pages.numel()
+            ("page", key, self._page_bytes) for key in keys[in_memory // PAGE_TOKENS :] if self._page_bytes
         ]
         if self._manager.stateful:
-            wanted.append(("state", keys[-1], _size(self._rows[0])))
+            wanted.append(("state", keys[-1], self._state_bytes))
         return [(tier, kind, key, size) for kind, key, size in wanted if (tier := self._holder(kind, key))]
 
     def _worth(self, tokens: int, pieces: list[tuple[Tier, Kind, bytes, int]]) -> bool:
@@ -124,16 +120,19 @@ class Tiers:
         read = [f"{tier.name} {format_bytes(tier.reading.per_second)}/s" for tier in known]
         return ", ".join([*read, f"prefill {self.computing.per_second:.0f} tokens/s"])
 
-    def _fill(self, kind: Kind, key: bytes, place: Tensor) -> Tier | None:
+    def _size(self, kind: Kind) -> int:
+        return self._page_bytes if kind == "page" else self._state_bytes
+
+    def _fill(self, kind: Kind, key: bytes, index: int) -> Tier | None:
         """Read one entry into its place; the tier it came from. Without bytes to read, any will do."""
-        target = place.reshape(-1).view(torch.uint8)
-        if not target.numel():
+        size = self._size(kind)
+        if not size:
             return self._tiers[0]
         for tier in self._tiers:
             started = time.perf_counter()
-            payload = tier.read(kind, key, target.numel())
+            payload = tier.read(kind, key, size)
             if payload is not None:
-                target.copy_(torch.frombuffer(payload, dtype=torch.uint8))
+                self._kept.write(kind, index, payload)
                 tier.reading.note(len(payload), time.perf_counter() - started)
                 return tier
         return None
@@ -147,23 +146,23 @@ class Tiers:
             for kind, key, _ in reversed(places):  # the beginning stays the youngest: without it the rest is no use
                 tier.touch(kind, key)
             new = [place for place in places if not tier.has(place[0], place[1])]
-            if tier.takes(sum(_size(tensor) for _, _, tensor in new)):
-                for kind, key, tensor in new:
-                    tier.write(kind, key, _bytes(tensor))
+            if tier.takes(sum(self._size(kind) for kind, _, _ in new)):
+                for kind, key, index in new:
+                    tier.write(kind, key, self._kept.read(kind, index))
                 self.demoted += 1
                 return
         self.skipped += 1
 
-    def _places(self, node: Node) -> list[tuple[Kind, bytes, Tensor]]:
-        """(kind, key, place) of the pages down to `node`, then of its state; all count as handed down."""
+    def _places(self, node: Node) -> list[tuple[Kind, bytes, int]]:
+        """(kind, key, index) of the pages down to `node`, then of its state; all count as handed down."""
         path, key = path_to(node), self._first_key(node.salt)
         for step in path:
             key = step.digest = step.digest or _next(key, step.key)
             step.handed = True
-        places: list[tuple[Kind, bytes, Tensor]] = [("page", step.digest, self._pages[step.page]) for step in path]
+        places: list[tuple[Kind, bytes, int]] = [("page", step.digest, step.page) for step in path]
         if node.snapshot is not None:
-            places.append(("state", node.digest, self._rows[node.snapshot]))
-        return [place for place in places if place[2].numel()]
+            places.append(("state", node.digest, node.snapshot))
+        return [place for place in places if self._size(place[0])]
 
     def save_one(self) -> bool:
         """Hand one prefix that no file holds yet to the disk tier. False: there is none, or the queue is full."""
@@ -174,14 +173,14 @@ class Tiers:
         if node is None:
             return self._host is not None and self._host.save_one()
         places = self._places(node)
-        if sum(_size(tensor) for _, _, tensor in places) <= disk.store.largest:
-            for kind, key, tensor in places:
+        if sum(self._size(kind) for kind, _, _ in places) <= disk.store.largest:
+            for kind, key, index in places:
                 if disk.has(kind, key):
                     disk.touch(kind, key)
-                elif not disk.takes(_size(tensor)):
+                elif not disk.takes(self._size(kind)):
                     return False  # the rest follows when the queue is shorter
                 else:
-                    disk.write(kind, key, _bytes(tensor))
+                    disk.write(kind, key, self._kept.read(kind, index))
         node.saved = True
         return True
 
@@ -211,15 +210,6 @@ class Tiers:
         """Raises AssertionError if host memory's books are wrong."""
         if self._host is not None:
             self._host.check()
-
-
-def _size(place: Tensor) -> int:
-    return place.numel() * place.element_size()
-
-
-def _bytes(place: Tensor) -> Payload:
-    """A copy of what the place holds, in host memory."""
-    return bytearray(place.reshape(-1).view(torch.uint8).cpu().numpy())
 
 
 def _next(key: bytes, page: Sequence[int]) -> bytes:

@@ -24,9 +24,11 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.6,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     max_context: Annotated[int | None, typer.Option(help="Tokens of the whole conversation.")] = None,
+    tp: Annotated[int, typer.Option("--tp", "--tensor-parallel-size", min=1, help="Processes that share it.")] = 1,
+    ep: Annotated[bool, typer.Option("--ep", help="With --tp: experts are shared whole.")] = False,
 ) -> None:
     """Talk to a model; /new starts over, /quit or Ctrl-D ends."""
-    config = EngineConfig(model, dtype=dtype, max_context=max_context, max_running=1)
+    config = EngineConfig(model, dtype=dtype, max_context=max_context, max_running=1, tp=tp, ep=ep)
     asyncio.run(_converse(config, SamplingParams(max_tokens=max_tokens, temperature=temperature), system))
 
 

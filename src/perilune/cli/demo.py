@@ -11,6 +11,7 @@ from rich.table import Table
 
 from perilune.host.memory import available_memory
 from perilune.models.hub import BUILTIN, resolve_config_only
+from perilune.plan.device import Machine
 from perilune.plan.folder import plan_folder
 from perilune.plan.table import render
 from perilune.server.demo import Exchange, ask, engine_numbers, running_server
@@ -32,10 +33,8 @@ def demo() -> None:
 
 async def _tour(console: Console) -> None:
     console.rule("[bold]plan[/]  before a byte of weights is loaded", align="left")
-    memory, source = available_memory()
-    planned = plan_folder(
-        resolve_config_only(BUILTIN), context=CONTEXT, concurrency=RUNNING, memory=memory, memory_source=source
-    )
+    machine = Machine(*available_memory())
+    planned = plan_folder(resolve_config_only(BUILTIN), machine, context=CONTEXT, concurrency=RUNNING)
     console.print(render(planned))
 
     console.rule("[bold]serve[/]  perilune serve builtin", align="left")

@@ -29,10 +29,19 @@ def generate(
     weight_bits: Annotated[
         str, typer.Option(help="8 rounds dense weights, but those of experts; auto is 16.")
     ] = "auto",
+    tp: Annotated[int, typer.Option("--tp", "--tensor-parallel-size", min=1, help="Processes that share it.")] = 1,
+    ep: Annotated[bool, typer.Option("--ep", help="With --tp: experts are shared whole.")] = False,
 ) -> None:
     """Print one answer, and on stderr how fast it came."""
     config = EngineConfig(
-        model, dtype=dtype, max_context=max_context, max_running=1, kernels=kernels, weight_bits=weight_bits
+        model,
+        dtype=dtype,
+        max_context=max_context,
+        max_running=1,
+        kernels=kernels,
+        weight_bits=weight_bits,
+        tp=tp,
+        ep=ep,
     )
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     asyncio.run(_answer(config, params, sys.stdin.read() if prompt == "-" else prompt, chat))

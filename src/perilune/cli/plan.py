@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from perilune.plan.device import Machine
 
 
 def plan(
@@ -14,7 +17,11 @@ def plan(
     concurrency: Annotated[int, typer.Option(min=1, help="Sequences running at once.")] = 8,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
     device: Annotated[
-        str | None, typer.Option(help="Plan for strix-halo, mi300x, mi355x, h200 or cpu, not for this machine.")
+        str | None,
+        typer.Option(help="Plan for strix-halo, mi300x, mi355x, h200 or cpu; host: this one, as the doctor reads it."),
+    ] = None,
+    sysroot: Annotated[
+        Path | None, typer.Option(help="--device host: the host that `perilune doctor snapshot` recorded.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw memory over context to this .svg.", dir_okay=False)] = None,
     weight_bits: Annotated[
@@ -32,7 +39,15 @@ def plan(
         ),
     ] = True,
     engine: Annotated[str, typer.Option(help="perilune, or vllm: its pages, and what is lost by them.")] = "perilune",
-    tp: Annotated[int, typer.Option("--tp", "--tensor-parallel-size", min=1, help="vllm: GPUs, --memory each.")] = 1,
+    tp: Annotated[
+        int,
+        typer.Option("--tp", "--tensor-parallel-size", min=1, help="Ranks: GPUs with --memory each; CPUs share it."),
+    ] = 1,
+    ep: Annotated[bool, typer.Option("--ep", help="With --tp: experts are shared whole.")] = False,
+    show_splits: Annotated[
+        bool,
+        typer.Option("--splits", help="Also 1 to 8 ranks, whole experts, and a prompt handed to a decode engine."),
+    ] = False,
     utilization: Annotated[
         float, typer.Option("--gpu-memory-utilization", help="vllm: the share of the memory it may take.")
     ] = 0.9,
@@ -41,26 +56,29 @@ def plan(
     """Print what a model needs in memory at a context and concurrency, what would fit, and why."""
     import dataclasses
 
-    from rich.console import Console
+    from rich.console import Console, Group
 
     from perilune.errors import ConfigError
-    from perilune.host.memory import available_memory
-    from perilune.host.profiles import profile
     from perilune.models.config import read_config
     from perilune.models.hub import resolve_config_only
     from perilune.plan.curves import CONCURRENCIES, curves, picture
-    from perilune.plan.device import Machine, machine_of
     from perilune.plan.folder import plan_folder
     from perilune.plan.plan import Plan
+    from perilune.plan.splits import handovers, splits
+    from perilune.plan.splits import render as render_splits
+    from perilune.plan.splits import to_json as splits_to_json
     from perilune.plan.table import render, to_json
     from perilune.plan.vllm_folder import plan_folder_vllm, render_vllm
     from perilune.units import parse_bytes
 
-    machine = Machine(None, "", None, None) if device is None else machine_of(profile(device))
-    if memory is not None:
-        size, source = parse_bytes(memory), "as given"
-    else:
-        size, source = (machine.memory, machine.source) if machine.memory is not None else available_memory()
+    if sysroot is not None and device != "host":
+        raise ConfigError("--sysroot is a recorded host.", "", "Say --device host with it.")
+    machine = _machine(device, sysroot, None if memory is None else (parse_bytes(memory), "as given"))
+    machine = dataclasses.replace(
+        machine,
+        bandwidth=machine.bandwidth if bandwidth is None else parse_bytes(bandwidth),
+        compute=machine.compute if compute is None else compute,
+    )
     path = resolve_config_only(model)
     console = Console(highlight=False)
     if engine != "perilune":
@@ -72,7 +90,7 @@ def plan(
             context=context,
             concurrency=concurrency,
             dtype=dtype,
-            memory=size,
+            memory=machine.memory,
             tp=tp,
             utilization=utilization,
             prefix_cache=prefix_cache,
@@ -80,25 +98,55 @@ def plan(
         console.print_json(data=dataclasses.asdict(theirs)) if json else console.print(render_vllm(theirs))
         return
 
-    def plan_at(context: int | None, concurrency: int) -> Plan:
+    def plan_at(context: int | None, concurrency: int, tp: int = tp, ep: bool = ep) -> Plan:
         return plan_folder(
             path,
+            machine,
             context=context,
             concurrency=concurrency,
             dtype=dtype,
             weight_bits=weight_bits,
-            memory=size,
-            memory_source=source,
-            bandwidth=machine.bandwidth if bandwidth is None else parse_bytes(bandwidth),
-            compute=machine.compute if compute is None else compute,
             prefix_cache=prefix_cache,
+            tp=tp,
+            ep=ep,
         )
 
     planned = plan_at(context, concurrency)
     if plot is not None:
         drawn = curves(plan_at, read_config(path).spec.max_context, {*CONCURRENCIES, concurrency})
         plot.write_text(picture(model, planned, drawn))
-    if json:
-        console.print_json(data=to_json(planned))
-    else:
+    data = to_json(planned)
+    if not json:
         console.print(render(planned))
+    if show_splits:
+        spec = read_config(path).spec
+        shared, refused = splits(spec, lambda tp, ep: plan_at(context, concurrency, tp, ep))
+        handed = handovers(spec, planned.dtype, planned.context)
+        data |= splits_to_json(shared, handed)
+        if not json:
+            console.print(Group("", render_splits(shared, refused, handed)))
+    if json:
+        console.print_json(data=data)
+
+
+def _machine(device: str | None, sysroot: Path | None, memory: tuple[int, str] | None) -> Machine:
+    """The device that is named, the host the doctor reads, or this machine's memory with no rates."""
+    from contextlib import ExitStack
+
+    from perilune.host.doctored import doctored
+    from perilune.host.live import Live
+    from perilune.host.memory import available_memory
+    from perilune.host.profiles import profile
+    from perilune.host.snapshot import opened
+    from perilune.host.sysroot import Recorded, Source, Sysroot
+    from perilune.plan.device import Machine, machine_of
+
+    if device is None:
+        return Machine(*(memory or available_memory()))
+    if device != "host":
+        named = profile(device)
+        return machine_of(named, memory or (available_memory() if named.memory is None else None))
+    with ExitStack() as stack:
+        source: Source = Live() if sysroot is None else Recorded(stack.enter_context(opened(sysroot)))
+        found = doctored(Sysroot(source), live=sysroot is None)
+    return machine_of(found.profile, memory or (found.memory, found.says))

@@ -62,14 +62,42 @@ def serve(
     enable_auto_tool_choice: Annotated[bool, typer.Option(hidden=True)] = True,
     max_body_bytes: Annotated[str, typer.Option(help="Largest request body, like 16MiB.")] = "16MiB",
     drain_seconds: Annotated[float, typer.Option(min=0, help="Time for open requests when stopped.")] = 30.0,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Answer / with a page to chat and watch.")] = True,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="A site whose pages may use this server; repeat, * for all.")
+    ] = None,
+    role: Annotated[
+        str | None,
+        typer.Option(help="prefill, decode or both, with a cluster key: caches are handed over; docs/pd.md."),
+    ] = None,
+    pd_key_file: Annotated[
+        str | None, typer.Option(help="File with the cluster's key; or set PERILUNE_PD_KEY.")
+    ] = None,
+    pd_host: Annotated[str, typer.Option(help="Address hand-overs listen on.")] = "127.0.0.1",
+    pd_port: Annotated[int, typer.Option(min=0, max=65535, help="Their control port; 0 takes a free one.")] = 0,
+    pd_advertise: Annotated[str, typer.Option(help="Address other engines reach --pd-host by, if another.")] = "",
+    pd_transports: Annotated[str, typer.Option(help="Tried in this order: nixl,local,tcp.")] = "nixl,local,tcp",
+    pd_stream: Annotated[
+        bool, typer.Option("--pd-stream", help="Give tickets early: pages are read while the prompt is computed.")
+    ] = False,
+    pd_fallback: Annotated[
+        str, typer.Option(help="prefill or error: what becomes of a request whose cache does not arrive.")
+    ] = "prefill",
+    pd_lease_seconds: Annotated[float, typer.Option(min=1, help="How long a cache waits for a reader.")] = 30.0,
     engine: Annotated[
         str,
         typer.Option(help="perilune, or another installed engine by its recipe: vllm, llama.cpp, llama-cpp-python."),
     ] = "perilune",
     target: Annotated[str | None, typer.Option(help="Other engines: the recipe's host; else what this is.")] = None,
     tp: Annotated[
-        int | None, typer.Option("--tp", "--tensor-parallel-size", min=1, help="Other engines: GPUs.")
+        int | None,
+        typer.Option("--tp", "--tensor-parallel-size", min=1, help="Processes, or GPUs, that share the model."),
     ] = None,
+    ep: Annotated[
+        bool,
+        typer.Option("--ep", "--enable-expert-parallel", help="With --tp: experts are shared whole."),
+    ] = False,
+    rank_seconds: Annotated[int, typer.Option(min=1, help="With --tp: how long one may keep others waiting.")] = 120,
     options: Annotated[list[str] | None, typer.Option("--with", help="Other engines: an option of the recipe.")] = None,
     engine_arg: Annotated[list[str] | None, typer.Option(help="Other engines: one more word; repeat.")] = None,
     engine_env: Annotated[list[str] | None, typer.Option(help="Other engines: NAME=VALUE; repeat.")] = None,
@@ -105,6 +133,7 @@ def serve(
         watch = Watch(engine_log, ready_seconds, drain_seconds)
         raise typer.Exit(run_other(wanted, watch, lambda line: print(line, flush=True)))
     from perilune.engine.config import EngineConfig
+    from perilune.engine.roles import role_config
     from perilune.server.config import ServerConfig
     from perilune.server.run import serve as run
     from perilune.units import parse_bytes
@@ -125,6 +154,20 @@ def serve(
         cache_host_bytes=None if cache_host_bytes is None else parse_bytes(cache_host_bytes),
         cache_dir=cache_dir,
         cache_disk_bytes=parse_bytes(cache_disk_bytes),
+        pd=role_config(
+            role,
+            host=pd_host,
+            port=pd_port,
+            advertise=pd_advertise,
+            transports=tuple(pd_transports.split(",")),
+            key_file=pd_key_file,
+            stream=pd_stream,
+            fallback=pd_fallback,
+            lease_seconds=pd_lease_seconds,
+        ),
+        tp=tp or 1,
+        ep=ep,
+        rank_seconds=rank_seconds,
     )
     server = ServerConfig(
         host=host,
@@ -137,5 +180,7 @@ def serve(
         reasoning_parser=reasoning_parser,
         max_body_bytes=parse_bytes(max_body_bytes),
         drain_seconds=drain_seconds,
+        page=page,
+        allowed_origins=tuple(allow_origin or ()),
     )
     raise typer.Exit(run(own, server))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import field_validator
 
-from perilune.deploy.condition import CHECKS
+from perilune.deploy.points import CHECKS
 from perilune.deploy.recipe import Reason
 from perilune.deploy.strict import parse, read_toml
 from perilune.errors import ConfigError, PeriluneError, nearest

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from perilune.deploy.condition import Answer, Point, Truth
+from perilune.deploy.condition import Answer, Truth, parse_condition
+from perilune.deploy.points import Point, names_of
 from perilune.deploy.recipe import Recipe, Rule, Setting
 from perilune.deploy.stale import refuse_stale
 from perilune.deploy.version import Version, version, within
@@ -86,7 +88,7 @@ class Launch:
                 raise ConfigError(
                     f"{self.recipe.name} is not for this: {verdict.answer.says}.",
                     f"{verdict.rule.why}.",
-                    "`perilune doctor` has the fix." if verdict.rule.when.check else "Choose another point.",
+                    "`perilune doctor` has the fix." if verdict.rule.asks_host else "Choose another point.",
                 )
         return self
 
@@ -115,14 +117,15 @@ def resolve(
     checkpoint = asked.checkpoint or recipe.checkpoint
     if not checkpoint:
         raise ConfigError(f"{recipe.name} is for any model.", "", "Say which: a folder, a file or a hub id.")
-    chooser = _Chooser(point, checks or {}, asked.options, found, _words(recipe, point, checkpoint, address))
+    names = names_of(point, checks or {})
+    chooser = _Chooser(names, asked.options, found, _words(recipe, point, checkpoint, address))
     flags, left = chooser.choose(tuple(flag for flag in recipe.argv if flag.name not in own))
     given = {variable.variable for variable in recipe.environment} & set(asked.variables or {})
     variables, also = chooser.choose(tuple(v for v in recipe.environment if v.name not in given))
     flags += tuple(Used(word, None, "as given", "") for word in asked.flags)
     variables += tuple(Used(name, value, "as given", "") for name, value in (asked.variables or {}).items())
     program = tuple(word.format(**chooser.words) for word in recipe.program)
-    verdicts = tuple(Verdict(rule, rule.when.ask(point, checks or {})) for rule in recipe.rule)
+    verdicts = tuple(Verdict(rule, parse_condition(rule.when).ask(names)) for rule in recipe.rule)
     return Launch(recipe, point, checkpoint, program, flags, variables, (*left, *also), verdicts)
 
 
@@ -164,8 +167,7 @@ def _version(recipe: Recipe, asked: str | None) -> Version | None:
 
 @dataclass(frozen=True)
 class _Chooser:
-    point: Point
-    checks: Mapping[str, Check]
+    names: Mapping[str, Any]
     options: tuple[str, ...]
     version: Version | None
     words: Mapping[str, str | int]
@@ -187,14 +189,14 @@ class _Chooser:
         if self.version is not None and not within(self.version, setting.from_, setting.until):
             yield f"from {setting.from_ or 'the first version'} to before {setting.until or 'none yet'}"
         if setting.when is not None:
-            answer = setting.when.ask(self.point, self.checks)
+            answer = parse_condition(setting.when).ask(self.names)
             if answer.truth is not Truth.YES:
                 yield answer.says
         if setting.unless is not None:
-            answer = setting.unless.ask(self.point, self.checks)
+            answer = parse_condition(setting.unless).ask(self.names)
             if answer.truth is Truth.YES:
                 yield answer.says
 
     def _says(self, setting: Setting) -> str:
         condition = setting.when or setting.unless
-        return "" if condition is None else condition.ask(self.point, self.checks).says
+        return "" if condition is None else parse_condition(condition).ask(self.names).says

@@ -11,6 +11,7 @@ from perilune.errors import PeriluneError
 from perilune.host.memory import available_memory
 from perilune.host.profiles import profile
 from perilune.models.hub import resolve_config_only
+from perilune.plan.device import machine_of
 from perilune.plan.folder import plan_folder
 from perilune.plan.vllm import VllmPlan
 from perilune.plan.vllm_folder import plan_folder_vllm
@@ -41,7 +42,8 @@ def planned(launch: Launch, config: Path | None = None) -> Planned:
 def _planned(launch: Launch, path: Path) -> Planned:
     recipe, point = launch.recipe, launch.point
     device = profile(recipe.host)
-    memory, source = (device.memory, device.title) if device.memory is not None else available_memory()
+    machine = machine_of(device, None if device.memory is not None else available_memory())
+    memory, source = machine.memory, device.title if device.memory is not None else machine.source
     if path.suffix == ".gguf":
         size = path.stat().st_size
         fits = Truth.NO if size > memory else Truth.UNKNOWN
@@ -55,7 +57,7 @@ def _planned(launch: Launch, path: Path) -> Planned:
         )  # fmt: skip
         return Planned(Truth.YES if theirs.fits else Truth.NO, _vllm_words(theirs, source), theirs.budget_bytes)
     plan = plan_folder(
-        path, memory=memory, memory_source=source, context=point.context, concurrency=point.concurrency,
+        path, machine, context=point.context, concurrency=point.concurrency,
         prefix_cache=recipe.engine == "perilune",
     )  # fmt: skip
     about = "" if recipe.engine == "perilune" else f", by perilune's own arithmetic and not {recipe.engine}'s"

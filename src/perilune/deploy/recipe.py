@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from perilune.deploy.condition import POINT, Condition
+from perilune.deploy.condition import parse_condition
+from perilune.deploy.points import CHECKS, POINT
 from perilune.deploy.sources import SOURCES
 from perilune.deploy.strict import Strict
 from perilune.deploy.version import version
@@ -24,6 +25,12 @@ def _known_words(text: str) -> str:
     for _, name, _, _ in string.Formatter().parse(text):
         if name is not None and name not in WORDS:
             raise ConfigError(f"{{{name}}} stands for nothing.", "", nearest(name, WORDS))
+    return text
+
+
+def _answerable(text: str | None) -> str | None:
+    if text is not None:
+        parse_condition(text).check_names(POINT | CHECKS)
     return text
 
 
@@ -47,11 +54,13 @@ class Setting(Reason):
     version < `until`, and, if `asked` names an option, only when that was asked for."""
 
     value: str | None = None
-    when: Condition | None = None
-    unless: Condition | None = None
+    when: str | None = None
+    unless: str | None = None
     from_: str | None = None
     until: str | None = None
     asked: str | None = None
+
+    _conditions = field_validator("when", "unless")(_answerable)
 
     @field_validator("value")
     @classmethod
@@ -84,8 +93,15 @@ class Rule(Reason):
     """What must hold. If it does not, the recipe is refused, or only warned about; if it cannot be told, warned."""
 
     id: str
-    when: Condition
+    when: str
     refuse: bool = False
+
+    _condition = field_validator("when")(_answerable)
+
+    @property
+    def asks_host(self) -> bool:
+        """Whether it rests on the doctor's rules, and not on the point alone."""
+        return bool(parse_condition(self.when).names & CHECKS)
 
 
 class Versions(Reason):

@@ -28,7 +28,6 @@ Say = Callable[[str], None]
 
 _OTHERS = {
     "target",
-    "tp",
     "options",
     "engine_arg",
     "engine_env",
@@ -37,7 +36,7 @@ _OTHERS = {
     "ready_seconds",
     "force",
 }
-_BOTH = {"model", "engine", "host", "port", "served_model_name", "max_context", "max_running", "drain_seconds"}
+_BOTH = {"model", "engine", "host", "port", "served_model_name", "max_context", "max_running", "drain_seconds", "tp"}
 
 
 def refuse_foreign(engine: str, given: list[str]) -> None:

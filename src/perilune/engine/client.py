@@ -16,6 +16,7 @@ import tempfile
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import zmq
@@ -26,29 +27,38 @@ from perilune.engine.limits import Limits
 from perilune.engine.messages import (
     Abort,
     AskStats,
+    AskStatus,
+    AskView,
     Fatal,
     FromEngine,
     Ready,
     Shutdown,
     Stats,
+    Status,
     Submit,
     ToEngine,
     TokenEvent,
     Tokens,
     WireError,
+    Withdraw,
 )
 from perilune.engine.output import AnswerStream
-from perilune.engine.request import SamplingParams, TextDelta
+from perilune.engine.request import Handover, SamplingParams, TextDelta
+from perilune.engine.view import View
 from perilune.errors import EngineDeadError, OverloadedError, PeriluneError, RequestError
+from perilune.host.cores import WAITING
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.hub import resolve
 from perilune.text.tokenizer import load_tokenizer
 
 CLOSE_SECONDS = 5.0
+SETTLE_SECONDS = 0.1
 
 
 class AsyncEngine:
     """Use `await AsyncEngine.start(config)`. One event loop owns it."""
+
+    worker = "perilune.engine.worker"  # the module that runs as the process
 
     def __init__(self, config: EngineConfig, path: Path) -> None:
         """Reads what the front needs (spec, tokenizer, limits); the process is started by `start`."""
@@ -66,6 +76,8 @@ class AsyncEngine:
         self._serials = itertools.count()
         self._queues: dict[str, asyncio.Queue[TokenEvent]] = {}
         self._stats: list[asyncio.Future[dict[str, int | float | str]]] = []
+        self._views: list[asyncio.Future[View]] = []
+        self._status: list[asyncio.Future[dict[str, Any] | None]] = []
         self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._closing = False
 
@@ -76,7 +88,7 @@ class AsyncEngine:
         engine = cls(config, path)
         await engine._spawn()
         try:
-            await engine._ready
+            engine.because = (await engine._ready).because
         except BaseException:
             await engine.close()
             raise
@@ -91,12 +103,11 @@ class AsyncEngine:
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(endpoint)
-        # Without it, compute threads that lost their core to another process spin: 80 tokens/s became 1 (docs/log.md).
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+        environment = {**WAITING, **os.environ}
         if self.config.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.config.threads)
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "perilune.engine.worker", endpoint, str(os.getpid())), env=environment
+            *(sys.executable, "-m", self.worker, endpoint, str(os.getpid())), env=environment
         )
         self._socket.send(self._encode({"config": self.config, "path": str(self.path)}))
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]
@@ -113,13 +124,15 @@ class AsyncEngine:
         *,
         salt: bytes = b"",
         marks: tuple[int, ...] = (),
+        handover: Handover | None = None,
     ) -> AsyncGenerator[TextDelta, None]:
         """Deltas of all `params.n` sequences, told apart by `index`; each ends with one that has a finish reason.
 
         The prefix cache is shared with requests of the same `salt` only; `marks` are places in the prompt that others
-        will go on from, in tokens. Closing the iterator aborts what is still open. Raises RequestError (also for a
-        `request_id` that is open), ContextLengthError or OverloadedError before the first delta, EngineDeadError at
-        any time.
+        will go on from, in tokens. With `handover` the prompt is read here for another engine, or was read by one.
+        Closing the iterator aborts what is still open. Raises before the first delta RequestError (also for a
+        `request_id` that is open), ContextLengthError, OverloadedError, or what `Handover.check` does; EngineDeadError
+        at any time.
         """
         self._require_alive()
         self.limits.check(prompt_ids, params)
@@ -141,7 +154,7 @@ class AsyncEngine:
                 sequence = f"{name}/{serial}/{index}"
                 answers[sequence] = AnswerStream(self.tokenizer, params, len(prompt_ids), index)
                 self._queues[sequence] = queue
-                self._send(Submit(sequence, tuple(prompt_ids), params, seed, index, salt, marks))
+                self._send(Submit(sequence, tuple(prompt_ids), params, seed, index, salt, marks, handover))
             while answers:
                 event = await queue.get()
                 if event.error is not None:
@@ -171,6 +184,33 @@ class AsyncEngine:
         self._stats.append(answer)
         self._send(AskStats())
         return await answer
+
+    async def view(self) -> View:
+        """The engine at this moment, request by request. Raises EngineDeadError."""
+        self._require_alive()
+        answer: asyncio.Future[View] = asyncio.get_running_loop().create_future()
+        self._views.append(answer)
+        self._send(AskView())
+        return await answer
+
+    async def status(self) -> dict[str, Any] | None:
+        """What a router wants to know, as `EngineCore.status`. Raises EngineDeadError."""
+        self._require_alive()
+        answer: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
+        self._status.append(answer)
+        self._send(AskStatus())
+        return await answer
+
+    def withdraw(self, ticket: str, reason: str) -> None:
+        """Nobody will use `ticket`: the engine that gave it, this or another, is told, and can free what it keeps."""
+        if self.alive:
+            self._send(Withdraw(ticket, reason))
+
+    async def settle(self) -> None:
+        """Until no other engine reads or writes this one's cache. Returns at once if the engine is dead."""
+        with contextlib.suppress(PeriluneError):
+            while (status := await self.status()) and (status["queue"]["lending"] or status["queue"]["receiving"]):
+                await asyncio.sleep(SETTLE_SECONDS)
 
     async def close(self) -> None:
         """Stop the process, kindly and then firmly; open requests get an error."""
@@ -206,6 +246,12 @@ class AsyncEngine:
             elif isinstance(message, Stats):
                 if self._stats and not (answer := self._stats.pop(0)).done():
                     answer.set_result(message.values)
+            elif isinstance(message, View):
+                if self._views and not (view := self._views.pop(0)).done():
+                    view.set_result(message)
+            elif isinstance(message, Status):
+                if self._status and not (asked := self._status.pop(0)).done():
+                    asked.set_result(message.values)
             elif isinstance(message, Ready):
                 self._ready.set_result(message)
             else:
@@ -231,10 +277,13 @@ class AsyncEngine:
         self.died.set()
         if not self._ready.done():
             self._ready.set_exception(self.death)
-        for answer in self._stats:
+        waiting: list[asyncio.Future[Any]] = [*self._stats, *self._views, *self._status]
+        for answer in waiting:
             if not answer.done():
                 answer.set_exception(self._dead())
         self._stats.clear()
+        self._views.clear()
+        self._status.clear()
         for sequence, queue in self._queues.items():
             queue.put_nowait(TokenEvent(sequence, finish_reason="error", error=WireError.of(self._dead())))
         self._queues.clear()

@@ -9,8 +9,10 @@ from typing import Any
 from perilune.cache.budget import CachePlan, plan_cache
 from perilune.cache.geometry import PAGE_TOKENS, CacheGeometry
 from perilune.cache.prefix import PrefixSettings
+from perilune.engine.roles import RoleConfig
 from perilune.errors import ConfigError, nearest
-from perilune.models.quantised import WEIGHT_BITS
+from perilune.models.quantised import INT8_COST, WEIGHT_BITS
+from perilune.models.share import Share, narrow
 from perilune.models.spec import ModelSpec
 from perilune.units import GIB, format_bytes
 
@@ -31,8 +33,11 @@ class EngineConfig:
     `snapshot_interval` how many tokens of a long prefill lie between two of them. `max_waiting` caps the queue;
     `threads=None` uses one per physical core.
     `kernels` is "auto", the fastest there is for each op, "reference", plain torch for all, or "triton", the GPU's,
-    which a CPU can only interpret (TRITON_INTERPRET=1: for tests). `weight_bits` "8" rounds dense matrices to
-    int8 while they are loaded, but those of experts; "auto" is "16", as the checkpoint has them.
+    which a CPU can only interpret (TRITON_INTERPRET=1: for tests). `weight_bits` "8" rounds dense matrices to int8
+    while they are loaded, but those of experts; "auto" is "16", as the checkpoint has them.
+    `tp` ranks share the model, each a process with `threads` of its own and a cache of `cache_bytes`; with `ep` each
+    holds whole experts. A rank that keeps the others waiting for `rank_seconds` ends the engine.
+    `pd`: how it hands over caches to other engines and takes theirs; None: not at all.
     Raises ConfigError for a value out of range.
     """
 
@@ -53,6 +58,10 @@ class EngineConfig:
     cache_host_bytes: int | None = None
     cache_dir: str | None = None
     cache_disk_bytes: int = 16 * GIB
+    tp: int = 1
+    ep: bool = False
+    rank_seconds: int = 120
+    pd: RoleConfig | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -76,6 +85,8 @@ class EngineConfig:
             "threads",
             "cache_host_bytes",
             "cache_disk_bytes",
+            "tp",
+            "rank_seconds",
         ):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
@@ -92,8 +103,11 @@ class EngineConfig:
                 raise ConfigError(
                     f"{name} keeps what the prefix cache has, and that is off.", "", "Leave out one of the two."
                 )
-        if type(self.prefix_cache) is not bool:
-            raise ConfigError(f"prefix_cache must be true or false, not {self.prefix_cache!r}.")
+        for name in ("prefix_cache", "ep"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigError(f"{name} must be true or false, not {getattr(self, name)!r}.")
+        if self.ep and self.tp == 1:
+            raise ConfigError("ep shares experts among ranks, and there is one.", "", "Set tp too, or leave out ep.")
         if self.snapshot_slots is not None and (type(self.snapshot_slots) is not int or self.snapshot_slots < 0):
             raise ConfigError(f"snapshot_slots must be a whole number of at least 0, not {self.snapshot_slots!r}.")
 
@@ -142,8 +156,14 @@ def plan_engine(config: EngineConfig, spec: ModelSpec) -> EnginePlan:
         context, why = config.max_context, "as set"
     bits = WEIGHT_BITS[config.weight_bits]
     if bits == 8:
-        because.append("weights int8: as set; dense matrices but those of experts, one scale per 32 inputs")
-    geometry = CacheGeometry.of(spec, dtype)
+        because.append(
+            f"weights int8: as set; dense matrices but those of experts, one scale per 32 inputs; {INT8_COST}"
+        )
+    for rank in range(config.tp):
+        narrow(spec, Share(config.tp, rank, config.ep))  # refuses what the ranks cannot share
+    if config.tp > 1:
+        because.append(f"{config.tp} ranks: as set; experts shared {'whole' if config.ep else 'by width'}")
+    geometry = CacheGeometry.of(spec, dtype, config.tp)
     snapshots = config.snapshot_slots if config.prefix_cache and geometry.states else None
     if not config.prefix_cache:
         snapshots = 0

@@ -50,10 +50,13 @@ class GrammarQueue:
             self._compiler = GrammarCompiler(tokenizer, self._vocab, self._stop_ids)
         return self._compiler.start(grammar)
 
-    def cancel(self, request_id: str) -> None:
+    def cancel(self, request_id: str) -> Submit | None:
+        """The request, if it was here."""
         job = self._jobs.pop(request_id, None)
-        if job is not None:
-            job[2].cancel()
+        if job is None:
+            return None
+        job[2].cancel()
+        return job[0]
 
     def collect(self, *, wait: bool) -> list[tuple[Submit, int, Constraint | Exception]]:
         """What is done: (request, its new-token limit, constraint or error). `wait` lingers a moment for the first."""

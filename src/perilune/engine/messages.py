@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from perilune import errors
-from perilune.engine.request import FinishReason, PromptLogprobs, SamplingParams, TokenLogprobs
+from perilune.engine.request import FinishReason, Handover, Lent, PromptLogprobs, SamplingParams, TokenLogprobs
+from perilune.engine.view import View
+from perilune.pd import errors as pd_errors
 
 
 class WireError(msgspec.Struct, frozen=True):
@@ -27,7 +31,7 @@ class WireError(msgspec.Struct, frozen=True):
         )
 
     def error(self) -> errors.PeriluneError:
-        kind = getattr(errors, self.kind, None)
+        kind = getattr(errors, self.kind, None) or getattr(pd_errors, self.kind, None)
         if not (isinstance(kind, type) and issubclass(kind, errors.PeriluneError)):
             kind = errors.PeriluneError
         return kind(self.what, self.why, self.fix, param=self.param)
@@ -37,6 +41,7 @@ class Submit(msgspec.Struct, tag=True, frozen=True):
     """One sequence. `stream` tells the n sequences of a request apart under one seed.
 
     Prefixes are shared with requests of the same `salt` only. `marks`: after how many prompt tokens to keep a state.
+    `handover`: the prompt is read here for another engine, or was read by one.
     """
 
     id: str
@@ -46,6 +51,7 @@ class Submit(msgspec.Struct, tag=True, frozen=True):
     stream: int = 0
     salt: bytes = b""
     marks: tuple[int, ...] = ()
+    handover: Handover | None = None
 
 
 class Abort(msgspec.Struct, tag=True, frozen=True):
@@ -56,6 +62,21 @@ class AskStats(msgspec.Struct, tag=True, frozen=True):
     pass
 
 
+class AskView(msgspec.Struct, tag=True, frozen=True):
+    """What a page shows; answered by View."""
+
+
+class AskStatus(msgspec.Struct, tag=True, frozen=True):
+    """What a router wants to know; answered by Status."""
+
+
+class Withdraw(msgspec.Struct, tag=True, frozen=True):
+    """Nobody will use `ticket`, whoever gave it: this engine, or another that shall know at once."""
+
+    ticket: str
+    reason: str
+
+
 class Shutdown(msgspec.Struct, tag=True, frozen=True):
     pass
 
@@ -63,7 +84,8 @@ class Shutdown(msgspec.Struct, tag=True, frozen=True):
 class TokenEvent(msgspec.Struct, frozen=True):
     """One new token of sequence `id`, or its end without one. `ends_turn`: the token is a stop token, not text.
 
-    The first event of a sequence has the `prompt_logprobs` that were asked for.
+    The first event of a sequence has the `prompt_logprobs` that were asked for. `lent` answers Lend; `remote` says of a
+    Borrow whether its cache has arrived, or was computed here after all.
     """
 
     id: str
@@ -74,6 +96,8 @@ class TokenEvent(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
     error: WireError | None = None
     prompt_logprobs: tuple[PromptLogprobs | None, ...] | None = None
+    lent: Lent | None = None
+    remote: bool | None = None
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):
@@ -88,11 +112,17 @@ class Stats(msgspec.Struct, tag=True, frozen=True):
     values: dict[str, int | float | str]
 
 
+class Status(msgspec.Struct, tag=True, frozen=True):
+    """`EngineCore.status`; None if the engine hands nothing over."""
+
+    values: dict[str, Any] | None
+
+
 class Fatal(msgspec.Struct, tag=True, frozen=True):
     """The engine cannot start or go on; the process exits after this."""
 
     error: WireError
 
 
-ToEngine = Submit | Abort | AskStats | Shutdown
-FromEngine = Ready | Tokens | Stats | Fatal
+ToEngine = Submit | Abort | AskStats | AskView | AskStatus | Withdraw | Shutdown
+FromEngine = Ready | Tokens | Stats | View | Status | Fatal

@@ -45,4 +45,6 @@ class AnswerStream:
             finish_reason="stop" if stopped is not None else finish,
             stop_reason=stopped if stopped is not None else reason,
             prompt_logprobs=event.prompt_logprobs,
+            lent=event.lent,
+            remote=event.remote,
         )

@@ -9,6 +9,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
+
 from perilune.errors import RequestError, nearest
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -37,6 +39,34 @@ class Grammar:
     kind: Literal["json_schema", "json_object", "regex", "ebnf"]
     text: str = ""
     compact: bool = False
+
+
+class Lend(msgspec.Struct, tag=True, frozen=True):
+    """Read the prompt for another engine: draw the first token, keep the cache, give a ticket for it.
+
+    `early`: the ticket comes as soon as the prompt is admitted, so that its pages can be read while others compute.
+    """
+
+    early: bool = False
+
+
+class Borrow(msgspec.Struct, tag=True, frozen=True):
+    """Take the prompt's cache from the engine that gave `ticket`. `fallback`, should that fail: None, as the engine is
+    set up, "prefill", compute the prompt here, or "error"."""
+
+    ticket: str
+    fallback: Literal["prefill", "error"] | None = None
+
+
+Handover = Lend | Borrow
+
+
+class Lent(msgspec.Struct, frozen=True):
+    """The answer to Lend: a `ticket` for the cache of `tokens` tokens that `engine` keeps."""
+
+    ticket: str
+    engine: str
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -132,6 +162,7 @@ class TextDelta:
     """What one sequence of a request gained: `text` is whole characters, with stop strings already cut off.
 
     `prompt_logprobs`, if asked for, come with the first delta: one entry per token of the prompt, None for the first.
+    `lent` is the answer to Lend; `remote`, with the deltas of a Borrow, says whether the cache came from afar.
     """
 
     index: int
@@ -144,6 +175,8 @@ class TextDelta:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     prompt_logprobs: tuple[PromptLogprobs | None, ...] | None = None
+    lent: Lent | None = None
+    remote: bool | None = None
 
 
 @dataclass(frozen=True)

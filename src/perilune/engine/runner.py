@@ -10,31 +10,62 @@ from torch import Tensor
 from perilune.cache.arena import CacheArenas
 from perilune.cache.budget import CachePlan
 from perilune.cache.geometry import CacheGeometry
+from perilune.cache.tier import Kept
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.loader import load_weights
+from perilune.models.share import WHOLE, Share, narrow
 from perilune.models.spec import KdaSpec, ModelSpec
 from perilune.nn.batch import Batch, Piece
 from perilune.nn.decoder import Decoder
+from perilune.nn.group import ALONE, Group
 from perilune.nn.weights import ModelWeights
 from perilune.ops.select import Needs, choose
 
 
 class Runner:
-    """Owns every tensor of the engine. The arenas come first: a cache that does not fit fails before a long load."""
+    """Owns every tensor of the engine, or of one of its ranks: `share` says which part, `group` joins the parts.
+
+    The arenas come first: a cache that does not fit fails before a long load.
+    """
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: str, plan: CachePlan, kernels: str = "auto", weight_bits: int = 16
+        self,
+        checkpoint: Checkpoint,
+        dtype: str,
+        plan: CachePlan,
+        kernels: str = "auto",
+        weight_bits: int = 16,
+        share: Share = WHOLE,
+        group: Group = ALONE,
     ) -> None:
-        self.arenas = CacheArenas(CacheGeometry.of(checkpoint.spec, dtype), plan)
-        loaded = load_weights(checkpoint, getattr(torch, dtype), weight_bits=weight_bits)
-        weights = ModelWeights.assemble(checkpoint.spec, loaded)
-        self.selection = choose(_needs(checkpoint.spec, weights, dtype), kernels)
+        spec = narrow(checkpoint.spec, share)
+        self.arenas = CacheArenas(CacheGeometry.of(checkpoint.spec, dtype, share.tp), plan)
+        loaded = load_weights(checkpoint, getattr(torch, dtype), weight_bits=weight_bits, share=share)
+        weights = ModelWeights.assemble(spec, loaded, share)
+        self.weight_bytes = sum(weight.nbytes for weight in loaded.values())
+        self.selection = choose(_needs(spec, weights, dtype), kernels)
         ops = self.selection.ops
-        self._decoder = Decoder(checkpoint.spec, weights.prepared(ops.prepare), ops)
+        self._decoder = Decoder(spec, weights.prepared(ops.prepare), ops, group)
+
+    @property
+    def because(self) -> tuple[str, ...]:
+        """What was decided here, a line each."""
+        return (self.selection.because,)
 
     @property
     def allocated_bytes(self) -> int:
         return self.arenas.allocated_bytes
+
+    @property
+    def kept(self) -> Kept:
+        """The pages and states that tiers below may copy."""
+        return self.arenas
+
+    def check(self) -> None:
+        """Raises EngineDeadError if a part of the model is gone."""
+
+    def close(self) -> None:
+        """End what was started."""
 
     def clear(self, slot: int) -> None:
         """Forget what the slot's last owner left."""

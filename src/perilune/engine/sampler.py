@@ -53,13 +53,17 @@ class Sampler:
     def sample(self, logits: Tensor) -> TokenLogprobs:
         """logits [V] fp32 -> the token, with the log probabilities of the untouched logits."""
         token = self._choose(logits)
+        self.take(token)
+        return self._report(logits, token)
+
+    def take(self, token: int) -> None:
+        """`token` is the next of the answer, whoever has drawn it."""
         self.drawn += 1
         if self._penalised:
             self._seen[token] = True
             self._counts[token] += 1
         if self.constraint is not None:
             self.constraint.accept(token)
-        return self._report(logits, token)
 
     def _choose(self, logits: Tensor) -> int:
         p = self.params

@@ -9,6 +9,8 @@ Rules
   cannot deadlock; a request that could never fit alone was refused at the door.
 * What the prefix cache has of a prompt is not computed: prefill starts where reuse ends, a multiple of 64 before the
   last token. Rows for new snapshots are taken last, from what nobody could run in.
+* A sequence whose places another engine reads or writes (`pinned`) is never preempted. A decoder that finds no page
+  because of it waits for a step: every such hold ends by a deadline.
 * A prompt is cut only at multiples of 64 tokens. A resumed request prefills its prompt with the same cuts and then
   replays its own tokens in decode mode, so it continues with the bits it would have had.
 """
@@ -32,7 +34,8 @@ class Sequence:
 
     `cached`: how many of the prompt's were there already when it was first admitted. `reusable`: the most of them that
     may come from the cache, if there is a limit. `salt` and `marks` are the cache's: whose prefixes it shares, and
-    where the client wants a state kept.
+    where the client wants a state kept. `remote`: its prompt's cache is to come from another engine, and nothing is
+    computed before that has ended. `lent`: another engine may read its cache while it is being computed.
     """
 
     id: str
@@ -44,6 +47,12 @@ class Sequence:
     reusable: int | None = None
     salt: bytes = b""
     marks: tuple[int, ...] = ()
+    remote: bool = False
+    lent: bool = False
+
+    @property
+    def pinned(self) -> bool:
+        return self.remote or self.lent
 
     @property
     def known(self) -> int:
@@ -106,6 +115,16 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
 
+    def detach(self, sequence: Sequence) -> None:
+        """It runs no more, and what it holds in the cache stays held: another engine reads it, or writes to it."""
+        self.running.remove(sequence)
+
+    def requeue(self, sequence: Sequence) -> None:
+        """It runs no more and holds nothing: to be admitted again, before all others."""
+        self.running.remove(sequence)
+        sequence.computed = 0
+        self.waiting.appendleft(sequence)
+
     def schedule(self) -> Step:
         """Decide one step. The work of one step fits `prefill_chunk` prompt tokens plus one token per decoder."""
         preempted: list[Sequence] = []
@@ -131,25 +150,37 @@ class Scheduler:
                 continue
             count = min(sequence.known - sequence.computed, REPLAY_TOKENS)
             end = sequence.computed + count
-            while sequence in self.running and not self.cache.grow(sequence.id, end):
-                victim = self.running[-1]
-                self._preempt(victim)
-                preempted.append(victim)
-            if sequence in self.running:
+            if self._grow(sequence, end, preempted):
                 works.append(Work(sequence, sequence.computed, count, "decode", samples=end == sequence.known))
         return works
 
+    def _grow(self, sequence: Sequence, end: int, preempted: list[Sequence]) -> bool:
+        """Whether `sequence` has pages for `end` tokens now, taken from the youngest if need be."""
+        while not self.cache.grow(sequence.id, end):
+            victim = self._victim(sequence)
+            if victim is None:
+                return False
+            self._preempt(victim)
+            preempted.append(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _victim(self, sequence: Sequence) -> Sequence | None:
+        """Who makes room for `sequence`: the youngest. Not itself, if waiting will do; None then."""
+        victim = next(other for other in reversed(self.running) if not other.pinned)
+        held = self.cache.holders > sum(not other.pinned for other in self.running)
+        return None if victim is sequence and held else victim
+
     def _preempt(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
         self.cache.free(sequence.id, sequence.computed)
-        sequence.computed = 0
+        self.requeue(sequence)
         sequence.preemptions += 1
-        self.waiting.appendleft(sequence)
 
     def _prefills(self, sequences: Iterable[Sequence], budget: int) -> tuple[list[Work], int]:
         works = []
         for sequence in sequences:
-            if not sequence.prefilling or budget <= 0:
+            if not sequence.prefilling or sequence.remote or budget <= 0:
                 continue
             count = min(len(sequence.prompt) - sequence.computed, budget)
             budget -= -(-count // PAGE_TOKENS) * PAGE_TOKENS
@@ -164,14 +195,15 @@ class Scheduler:
             # for each request already running, so that the newcomer is not preempted at once.
             head = self.waiting[0]
             room = head.known + 1 + PAGE_TOKENS * len(self.running)
-            if not self.cache.can_admit(room, head.prompt, head.salt, head.reusable):
+            if not self.cache.can_admit(room, head.prompt, head.salt, head.reusable, head.remote):
                 break
             self.waiting.popleft()
-            self.cache.admit(head.id, head.known + 1, head.prompt, head.salt, head.marks, head.reusable)
+            self.cache.admit(head.id, head.known + 1, head.prompt, head.salt, head.marks, head.reusable, head.remote)
             head.computed = self.cache.cached(head.id)
             if not head.preemptions:
                 head.cached = head.computed
             self.running.append(head)
             admitted.append(head)
-            budget -= -(-(len(head.prompt) - head.computed) // PAGE_TOKENS) * PAGE_TOKENS
+            if not head.remote:
+                budget -= -(-(len(head.prompt) - head.computed) // PAGE_TOKENS) * PAGE_TOKENS
         return admitted

@@ -19,16 +19,20 @@ from perilune.engine.core import EngineCore
 from perilune.engine.messages import (
     Abort,
     AskStats,
+    AskStatus,
+    AskView,
     Fatal,
     FromEngine,
     Ready,
     Shutdown,
     Stats,
+    Status,
     Submit,
     ToEngine,
     TokenEvent,
     Tokens,
     WireError,
+    Withdraw,
 )
 from perilune.errors import PeriluneError
 
@@ -50,6 +54,10 @@ class EngineProcess:
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(ToEngine).decode
         self._parent = parent
+        self._poller = zmq.Poller()
+        self._poller.register(socket, zmq.POLLIN)
+        if core.handover is not None:
+            self._poller.register(core.handover.exchange.fileno(), zmq.POLLIN)
 
     def run(self) -> None:
         """Until Shutdown, or until the parent is gone: an engine without a server serves nobody."""
@@ -62,9 +70,9 @@ class EngineProcess:
             more = not self._core.busy and self._core.tidy()
 
     def _receive(self, timeout_ms: int) -> bool:
-        """Handle every message that is there; False on Shutdown."""
-        while self._socket.poll(timeout_ms):
-            timeout_ms = 0
+        """Wait for something to happen, then handle every message that is there; False on Shutdown."""
+        self._poller.poll(timeout_ms)
+        while self._socket.poll(0):
             message = self._decode(self._socket.recv())
             if isinstance(message, Shutdown):
                 return False
@@ -74,6 +82,12 @@ class EngineProcess:
                 self._core.abort(message.id)
             elif isinstance(message, AskStats):
                 self._send(Stats(self._core.stats()))
+            elif isinstance(message, AskView):
+                self._send(self._core.view())
+            elif isinstance(message, AskStatus):
+                self._send(Status(self._core.status()))
+            elif isinstance(message, Withdraw) and self._core.handover is not None:
+                self._core.handover.withdraw(message.ticket, message.reason)
         return True
 
     def _submit(self, message: Submit) -> None:

@@ -14,6 +14,7 @@ from perilune.models.families import family_of
 from perilune.models.holding import Held, hold
 from perilune.models.quantised import Form, find_form
 from perilune.models.safetensors_file import StoredTensor, read_header
+from perilune.models.share import WHOLE, Share, cut
 from perilune.models.spec import ModelSpec, TensorSpec, WeightFormat
 
 INDEX = "model.safetensors.index.json"
@@ -79,13 +80,17 @@ class Checkpoint:
                 "Use the config.json of these weights, or download the checkpoint again.",
             )
 
-    def held(self, dtype: str, weight_bits: int = 16) -> list[Held]:
-        """What the loader will hold for a model run in `dtype`, experts stacked. Raises as `check`."""
-        return hold(self.form_of(tensor, dtype, weight_bits) for tensor in self.tensors)
+    def held(self, dtype: str, weight_bits: int = 16, share: Share = WHOLE) -> list[Held]:
+        """What the loader will hold of `share` for a model run in `dtype`, experts stacked.
 
-    def weight_bytes(self, dtype: str, weight_bits: int = 16) -> int:
-        """Bytes of all weights once loaded for a model run in `dtype` ("float32", "bfloat16", ...), exactly."""
-        return sum(held.nbytes for held in self.held(dtype, weight_bits))
+        Raises as `check`, and ConfigError where a tensor cannot be cut.
+        """
+        tensors = [tensor for tensor in self.tensors if share.holds(tensor)]
+        return hold(cut(self.form_of(tensor, dtype, weight_bits), share) for tensor in tensors)
+
+    def weight_bytes(self, dtype: str, weight_bits: int = 16, share: Share = WHOLE) -> int:
+        """Bytes of a rank's weights once loaded for a model run in `dtype` ("float32", "bfloat16", ...), exactly."""
+        return sum(held.nbytes for held in self.held(dtype, weight_bits, share))
 
     def _extra(self, owned: set[str]) -> list[str]:
         skips = family_of(self.spec).skips

@@ -19,6 +19,7 @@ from perilune.models.config import quantisation
 from perilune.models.families import family_of
 from perilune.models.quantised import find_form
 from perilune.models.safetensors_file import StoredTensor
+from perilune.models.share import WHOLE, Share, cut
 from perilune.models.spec import ModelSpec, MoeSpec, TensorSpec, WeightFormat
 
 _NOWHERE = Path("config.json")
@@ -44,16 +45,19 @@ class Scheme:
         return not _named(module, self.ignore) and (not self.targets or _named(module, self.targets))
 
 
-def estimated_weight_bytes(config: Mapping[str, Any], spec: ModelSpec, dtype: str, weight_bits: int = 16) -> int:
-    """Bytes of all weights once loaded for a model run in `dtype`, as `Checkpoint.weight_bytes` would count them.
+def estimated_weight_bytes(
+    config: Mapping[str, Any], spec: ModelSpec, dtype: str, weight_bits: int = 16, share: Share = WHOLE
+) -> int:
+    """Bytes of a rank's weights once loaded for a model run in `dtype`, as `Checkpoint.weight_bytes` would count them.
 
-    Raises UnsupportedError for a quantisation this build cannot read.
+    Raises UnsupportedError for a quantisation this build cannot read, ConfigError for a share that cannot be had.
     """
     scheme = read_scheme(config)
-    experts = [layer.ffn.experts if isinstance(layer.ffn, MoeSpec) else 0 for layer in spec.layers]
+    experts = [len(share.experts(layer.ffn.experts)) if isinstance(layer.ffn, MoeSpec) else 0 for layer in spec.layers]
     group = scheme.group if scheme else None
     return sum(
-        find_form(tensor, dict(_stored(tensor, scheme, spec.dtype)), dtype, group, weight_bits).nbytes * count
+        cut(find_form(tensor, dict(_stored(tensor, scheme, spec.dtype)), dtype, group, weight_bits), share).nbytes
+        * count
         for tensor, count in _distinct(spec, experts)
     )
 

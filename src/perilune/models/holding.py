@@ -61,7 +61,7 @@ def hold(forms: Iterable[Form]) -> list[Held]:
 
 
 def _check_same(experts: Mapping[int, Form]) -> None:
-    first = experts[0]
+    first = next(iter(experts.values()))
     for form in experts.values():
         if not _alike(form, first):
             raise UnsupportedError(

@@ -1,15 +1,19 @@
-"""Checkpoint -> weights in memory, shard by shard, never the model twice.
+"""Checkpoint -> weights in memory, never the model twice.
 
-Every tensor is allocated once at its final size; each shard is memory-mapped, its tensors copied to their places, and
-unmapped before the next one. Peak memory is the weights plus the pages of one shard.
+Every tensor is allocated once at its final size and read into its place, by as many threads as compute later. Values
+that change on the way pass through a buffer of a few MB. Peak memory is the weights: nothing is mapped, since the pages
+of a mapped shard stay resident beside what was made of them. A tensor-parallel rank allocates and reads its share only.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +25,8 @@ from perilune.models.families.common import DTYPES
 from perilune.models.holding import Held
 from perilune.models.quantised import Form, Part
 from perilune.models.safetensors_file import StoredTensor
+from perilune.models.shard import Shard, held_as
+from perilune.models.share import WHOLE, Share
 from perilune.ops.linear.formats import (
     DenseWeight,
     Fp8BlockWeight,
@@ -50,35 +56,66 @@ class _Copy:
     target: Tensor | None
     scale: Tensor | None = None
 
+    @property
+    def taken(self) -> tuple[int, int, int] | None:
+        """(axis, first, last) of what a rank takes, None for all: `Part.taken`."""
+        part = self.form.parts.get(self.key)
+        return part.taken if part else None
+
+    @property
+    def columns(self) -> int:
+        """Stored values per row, as the tensor would be held."""
+        shape = self.stored.shape if self.form.format in ("int4", "mxfp4", "fp8_block") else self.form.spec.held_shape
+        return math.prod(shape[1:])
+
+    @property
+    def rows(self) -> range:
+        """The stored rows to read: all of them, also where a rank takes some columns of each."""
+        if self.taken and self.taken[0] == 0:
+            return range(*self.taken[1:])
+        return range(math.prod(self.stored.shape) // self.columns)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether one run of the file's bytes is what the target holds."""
+        as_stored = self.target is not None and self.target.dtype == held_as(self.stored.dtype)
+        by_rows = self.key != "zero" and (self.taken is None or self.taken[0] == 0)
+        return as_stored and by_rows and self.scale is None
+
 
 def load_weights(
-    checkpoint: Checkpoint, dtype: torch.dtype, progress: Progress | None = None, weight_bits: int = 16
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+    weight_bits: int = 16,
+    share: Share = WHOLE,
 ) -> dict[str, Tensor | Weight]:
-    """Every tensor of the model by perilune's name, on the CPU.
+    """Every tensor of the model, or what `share` holds of each, by perilune's name, on the CPU.
 
     Linear modules come as a Weight (packed ones stay packed), the experts of a layer as one Weight [E, N, K] per
     `layers.{i}.moe.experts.{gate,up,down}`, anything else as a tensor. Dense values are cast to `dtype`, except
     `a_log` [H], `dt_bias` [D] and `router_bias` [E], which are float32, and `router` [E, D], which keeps its stored
     dtype because it is computed in fp32. Convolutions come as [D, taps]. With `weight_bits` 8, dense matrices are
     rounded to int8, but those of experts and `kv_b`. `progress(done, total)` counts stored bytes.
-    Raises CheckpointError or UnsupportedError, naming the tensor, as `Checkpoint.check`.
+    Raises CheckpointError or UnsupportedError, naming the tensor, as `Checkpoint.check`; ConfigError as `share.cut`.
     """
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise UnsupportedError(f"A model cannot run in {name}.", f"Known: {', '.join(DTYPES)}.", "Change dtype.")
     checkpoint.check()
-    held = checkpoint.held(name, weight_bits)
+    held = checkpoint.held(name, weight_bits, share)
     memory = {entry.name: _allocate(entry) for entry in held}
     by_file: dict[Path, list[_Copy]] = defaultdict(list)
     for entry in held:
         for copy in _copies(entry, memory[entry.name], checkpoint):
             by_file[copy.stored.file].append(copy)
     done, total = 0, sum(copy.stored.nbytes for copies in by_file.values() for copy in copies)
-    for file in sorted(by_file):
-        for copied in _read_shard(file, by_file[file]):
-            done += copied
-            if progress:
-                progress(done, total)
+    with ThreadPoolExecutor(torch.get_num_threads(), "load") as pool:
+        for file in sorted(by_file):
+            for copied in _read_shard(file, by_file[file], pool):
+                done += copied
+                if progress:
+                    progress(done, total)
     return {entry.name: _finish(entry, memory[entry.name]) for entry in held}
 
 
@@ -114,45 +151,48 @@ def _copies(entry: Held, memory: dict[str, Tensor], checkpoint: Checkpoint) -> I
             yield _Copy(checkpoint.stored[form.shape_name], "shape", form, None)
 
 
-def _read_shard(file: Path, copies: list[_Copy]) -> Iterator[int]:
-    """Do the copies out of one file, front to back; yields the stored bytes of each. Unmaps the file at the end."""
-    size = max(copy.stored.offset + copy.stored.nbytes for copy in copies)
-    try:
-        data = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8)
-    except RuntimeError as error:
-        raise CheckpointError(f"{file} cannot be mapped.", str(error), "Check that it has not changed.") from error
-    for copy in sorted(copies, key=lambda copy: copy.stored.offset):
-        source = _view(data, copy)
-        if copy.target is None:
-            _check_shape(copy.form, source.tolist())
-        elif copy.scale is not None:
-            _round(source, copy.form.group, copy.target, copy.scale)
-        elif copy.key == "zero":
-            # Packed along the outputs in the files: [N/8, groups] -> [N, groups].
-            copy.target.copy_(unpack_int4(source.T, copy.target.shape[0]).T)
+def _read_shard(file: Path, copies: list[_Copy], pool: Executor) -> Iterator[int]:
+    """Do the copies out of one file; yields the stored bytes of each."""
+    with Shard(file) as shard:
+        copies = sorted(copies, key=lambda copy: copy.stored.offset)
+        # not in the pool: torch converts with threads of its own
+        for copy in copies:
+            if copy.target is None:
+                _check_shape(copy.form, shard.values(copy.stored).tolist())
+            elif not copy.is_plain:
+                _convert(shard, copy, copy.target)
+            else:
+                continue
+            yield copy.stored.nbytes
+        yield from pool.map(partial(_fill, shard), [copy for copy in copies if copy.is_plain])
+
+
+def _fill(shard: Shard, copy: _Copy) -> int:
+    assert copy.target is not None
+    shard.fill(copy.target, copy.stored.offset + copy.rows.start * copy.columns * copy.target.itemsize)
+    return copy.stored.nbytes
+
+
+def _convert(shard: Shard, copy: _Copy, target: Tensor) -> None:
+    """Copy what is not held as it is stored, some rows at a time: a head in fp32 would be large."""
+    if copy.key == "zero":
+        # Packed along the outputs in the files: [N/8, groups] -> [N, groups].
+        packed = shard.values(copy.stored).view(copy.stored.shape)
+        zero = unpack_int4(packed.T, copy.form.spec.shape[0]).T
+        target.copy_(zero.narrow(copy.taken[0], copy.taken[1], target.shape[copy.taken[0]]) if copy.taken else zero)
+        return
+    rows, columns, target = copy.rows, copy.columns, target.view(len(target), -1)
+    step = max(1, _AT_ONCE // columns)
+    for first in range(0, len(rows), step):
+        count = min(step, len(rows) - first)
+        values = shard.values(copy.stored, (rows.start + first) * columns, count * columns).view(count, columns)
+        if copy.taken and copy.taken[0] == 1:
+            values = values[:, slice(*copy.taken[1:])]
+        if copy.scale is None:
+            target[first : first + count] = values
         else:
-            copy.target.copy_(source.reshape(copy.target.shape))
-        yield copy.stored.nbytes
-
-
-def _round(source: Tensor, group: int, target: Tensor, scale: Tensor) -> None:
-    """Dense [N, K] -> int8 and its scales, some rows at a time: the head in fp32 would be large."""
-    rows = max(1, _AT_ONCE // source.shape[1])
-    for first in range(0, source.shape[0], rows):
-        part = quantise_int8(source[first : first + rows], group)
-        target[first : first + rows] = part.data
-        scale[first : first + rows] = part.scale
-
-
-def _view(data: Tensor, copy: _Copy) -> Tensor:
-    """The stored tensor as a view of the mapped file."""
-    stored = copy.stored
-    raw = data[stored.offset : stored.offset + stored.nbytes]
-    # An e8m0 scale is held as the byte it is.
-    dtype = torch.uint8 if stored.dtype == "float8_e8m0fnu" else getattr(torch, stored.dtype)
-    if stored.offset % dtype.itemsize:
-        raw = raw.clone()
-    return raw.view(dtype).reshape(stored.shape)
+            rounded = quantise_int8(values, copy.form.group)
+            target[first : first + count], copy.scale[first : first + count] = rounded.data, rounded.scale
 
 
 def _check_shape(form: Form, found: list[int]) -> None:
@@ -169,7 +209,7 @@ def _finish(entry: Held, parts: dict[str, Tensor]) -> Tensor | Weight:
     if not entry.is_linear:
         return parts["data"]
     if form.format == "int4":
-        columns = form.spec.shape[1]
+        columns = form.shape[1]
         return Int4Weight(
             parts["packed"], parts["scale"], parts.get("zero"), form.group, columns if columns % 8 else None
         )

@@ -149,13 +149,22 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class Split:
+    """The dimension of a tensor that tensor-parallel ranks share; `heads`: how many equal parts stay whole in it."""
+
+    axis: Literal["rows", "columns"]
+    heads: int | None = None
+
+
+@dataclass(frozen=True)
 class TensorSpec:
     """One tensor the model needs.
 
     `name` is perilune's own name, `stored` the name in the checkpoint (for a module that may be quantised: the
     module's name plus `.weight`), `shape` the shape in the files, `held` the shape in memory where that drops
     dimensions of size 1, `keep` the dtype that must survive a cast (`float32` for A_log, dt_bias and the router bias;
-    `stored` for the router, whatever the files hold), `quantisable` whether packed forms are accepted.
+    `stored` for the router, whatever the files hold), `quantisable` whether packed forms are accepted. `split` says
+    how ranks share it (None: each holds all of it), `expert` which one it belongs to, of how many.
     """
 
     name: str
@@ -164,6 +173,8 @@ class TensorSpec:
     keep: str | None = None
     quantisable: bool = False
     held: tuple[int, ...] | None = None
+    split: Split | None = None
+    expert: tuple[int, int] | None = None
 
     @property
     def held_shape(self) -> tuple[int, ...]:

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from perilune.models.spec import DenseSpec, KdaSpec, MlaSpec, ModelSpec, MoeSpec, RopeSpec
 from perilune.nn.batch import Batch
+from perilune.nn.group import ALONE, Group
 from perilune.nn.kda import kda_layer
-from perilune.nn.mla import Rotation, mla_layer
+from perilune.nn.mla import mla_layer
 from perilune.nn.rope import inverse_frequencies, rotation
 from perilune.nn.weights import KdaWeights, MlaWeights, ModelWeights, MoeWeights, SwigluWeights
+from perilune.ops.mla.reference import Rotation
 from perilune.ops.table import REFERENCE, Ops
 
 
@@ -32,34 +34,51 @@ class CacheViews(Protocol):
 
 @dataclass(frozen=True)
 class Decoder:
-    """A model ready to run on `ops`. Stateless: everything a sequence leaves behind is in the cache views."""
+    """A model ready to run on `ops`. Stateless: everything a sequence leaves behind is in the cache views.
+
+    In a tensor-parallel `group` every rank runs the same steps on its share: `spec` has this rank's heads, `weights`
+    what it holds, and the parts that layers compute are summed over the ranks.
+    """
 
     spec: ModelSpec
     weights: ModelWeights
     ops: Ops = REFERENCE
+    group: Group = ALONE
 
     @torch.inference_mode()
     def __call__(self, batch: Batch, cache: CacheViews) -> Tensor:
         """Run one step; returns what the head reads, [n, D] of `batch.logit_rows`."""
-        h = self.weights.embed[batch.tokens]
+        h = self._embed(batch.tokens)
         rotations = self._rotations(batch)
-        ops, rms_norm = self.ops, self.ops.rms_norm
+        ops, rms_norm, total = self.ops, self.ops.rms_norm, self.group.sum
         for index, (layer, w) in enumerate(zip(self.spec.layers, self.weights.layers, strict=True)):
             x = rms_norm(h, w.mixer_norm, self.spec.norm_eps)
             if isinstance(layer.mixer, KdaSpec):
                 assert isinstance(w.mixer, KdaWeights)
-                h = h + kda_layer(x, w.mixer, layer.mixer, batch, cache.state(index), cache.conv(index), ops)
+                h = h + total(kda_layer(x, w.mixer, layer.mixer, batch, cache.state(index), cache.conv(index), ops))
             else:
                 assert isinstance(w.mixer, MlaWeights)
                 turn = rotations[layer.mixer.rope] if layer.mixer.rope else None
-                h = h + mla_layer(x, w.mixer, layer.mixer, batch, cache.pages(index), turn, ops)
-            h = h + _ffn(rms_norm(h, w.ffn_norm, self.spec.norm_eps), w.ffn, layer.ffn, ops)
+                h = h + total(mla_layer(x, w.mixer, layer.mixer, batch, cache.pages(index), turn, ops))
+            h = h + total(_ffn(rms_norm(h, w.ffn_norm, self.spec.norm_eps), w.ffn, layer.ffn, ops))
         return rms_norm(h[batch.logit_rows], self.weights.norm, self.spec.norm_eps)
 
     @torch.inference_mode()
     def head(self, rows: Tensor) -> Tensor:
-        """Rows [n, D] of a step to fp32 logits [n, vocab]. Apart: nobody wants those of a whole prompt at once."""
-        return self.ops.linear(rows, self.weights.lm_head).float()
+        """Rows [n, D] of a step to fp32 logits [n, vocab]. Apart: nobody wants those of a whole prompt at once.
+
+        In a group the first rank gets them all, others only their own part.
+        """
+        return self.group.collect(self.ops.linear(rows, self.weights.lm_head).float())
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """[T] -> [T, D]. A token of another rank's vocabulary is zero here, so that the sum is exact."""
+        table, first = self.weights.embed, self.weights.first
+        if table.shape[0] == self.spec.vocab:
+            return table[tokens]
+        own = tokens - first
+        mine = (own >= 0) & (own < table.shape[0])
+        return self.group.sum(torch.where(mine[:, None], table[own.where(mine, 0)], 0))
 
     def _rotations(self, batch: Batch) -> dict[RopeSpec, Rotation]:
         """cos and sin per distinct RoPE, computed once a step."""
@@ -83,6 +102,10 @@ def _ffn(x: Tensor, w: SwigluWeights | MoeWeights, spec: DenseSpec | MoeSpec, op
         renormalise=spec.renormalise,
         scaling=spec.scaling,
     )
+    held = w.experts.gate.shape[0]
+    if held < w.router.shape[0]:
+        ids = ids - w.first
+        ids = ids.where((ids >= 0) & (ids < held), -1)  # another rank's
     out = ops.experts(x, ids, weights, w.experts.gate, w.experts.up, w.experts.down)
     if w.shared is not None:
         out = out + ops.swiglu(x, w.shared.gate, w.shared.up, w.shared.down).float()

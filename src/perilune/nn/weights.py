@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from perilune.models.share import WHOLE, Share
 from perilune.models.spec import DenseSpec, KdaSpec, LayerSpec, MlaSpec, ModelSpec
 from perilune.ops.linear.formats import DenseWeight, Weight
 
@@ -59,12 +60,13 @@ class SwigluWeights:
 
 @dataclass(frozen=True)
 class MoeWeights:
-    """`experts` are stacked [E, ...]; `router` [E, D], `bias` [E] fp32."""
+    """`router` [E, D], `bias` [E] fp32; `experts` are stacked [E, ...], those from `first` on if ranks share them."""
 
     router: Tensor
     bias: Tensor
     experts: SwigluWeights
     shared: SwigluWeights | None
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,13 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class ModelWeights:
+    """`embed` and `lm_head` have a row per token, those from `first` on if ranks share the vocabulary."""
+
     embed: Tensor
     layers: tuple[LayerWeights, ...]
     norm: Tensor
     lm_head: Weight
+    first: int = 0
 
     def matrices(self) -> Iterator[Weight]:
         """Every weight that a matrix product reads, stacks of experts included."""
@@ -101,13 +106,13 @@ class ModelWeights:
         )
 
     @staticmethod
-    def assemble(spec: ModelSpec, loaded: Loaded) -> ModelWeights:
-        """Group what `models.loader.load_weights` returned."""
+    def assemble(spec: ModelSpec, loaded: Loaded, share: Share = WHOLE) -> ModelWeights:
+        """Group what `models.loader.load_weights` returned for `share`; `spec` is already narrowed to it."""
         reader = _Reader(loaded)
-        layers = tuple(_layer(layer, reader.under(f"layers.{i}")) for i, layer in enumerate(spec.layers))
+        layers = tuple(_layer(layer, reader.under(f"layers.{i}"), share) for i, layer in enumerate(spec.layers))
         embed = reader.tensor("embed")
         head = DenseWeight(embed) if spec.tied_embedding else reader.weight("lm_head")
-        return ModelWeights(embed, layers, reader.tensor("norm"), head)
+        return ModelWeights(embed, layers, reader.tensor("norm"), head, share.of(spec.vocab).start)
 
 
 def _matrices(group: Any) -> Iterator[Weight]:
@@ -157,7 +162,7 @@ class _Reader:
         return SwigluWeights(self.weight("gate"), self.weight("up"), self.weight("down"))
 
 
-def _layer(layer: LayerSpec, reader: _Reader) -> LayerWeights:
+def _layer(layer: LayerSpec, reader: _Reader, share: Share) -> LayerWeights:
     mixer: KdaWeights | MlaWeights
     if isinstance(layer.mixer, KdaSpec):
         mixer = _kda(layer.mixer, reader.under("kda"))
@@ -169,7 +174,8 @@ def _layer(layer: LayerSpec, reader: _Reader) -> LayerWeights:
     else:
         moe = reader.under("moe")
         shared = moe.under("shared").swiglu() if moe.has("shared.gate") else None
-        ffn = MoeWeights(moe.tensor("router"), moe.tensor("router_bias"), moe.under("experts").swiglu(), shared)
+        experts, first = moe.under("experts").swiglu(), share.experts(layer.ffn.experts).start
+        ffn = MoeWeights(moe.tensor("router"), moe.tensor("router_bias"), experts, shared, first)
     return LayerWeights(reader.tensor("mixer_norm"), reader.tensor("ffn_norm"), mixer, ffn)
 
 

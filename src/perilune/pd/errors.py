@@ -28,6 +28,20 @@ class TicketError(PeriluneError):
     code = "pd_ticket"
 
 
+class LostError(PeriluneError):
+    """A cache did not arrive, and the request shall not be computed here: another attempt may succeed."""
+
+    http_status = 503
+    code = "pd_lost"
+
+
+class NotLentError(PeriluneError):
+    """A request that cannot be divided between two engines; one alone can serve it."""
+
+    http_status = 400
+    code = "pd_local"
+
+
 class TransportError(PeriluneError):
     """A transport cannot be set up or cannot reach a peer."""
 

@@ -1,32 +1,50 @@
-"""Planning for a named device instead of the machine the planner runs on. Imports no torch, probes nothing."""
+"""The machine a plan is for: what a profile describes, or numbers about this one. Imports no torch, probes nothing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from perilune.host.profiles import DeviceProfile
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan needs to know: bytes, bytes/s, FLOP/s, None where not known; `source` says whose they are."""
+    """What a plan needs to know of one device: bytes, bytes/s, FLOP/s, None where not known; `source` says whose.
 
-    memory: int | None
-    source: str
-    bandwidth: float | None
-    compute: float | None
+    `name` is the profile's, for what is known of how near to its bounds engines come. `one_memory`: ranks that share a
+    model share the device too, as on a CPU; else each has a device like this.
+    """
+
+    memory: int
+    source: str = "as given"
+    bandwidth: float | None = None
+    compute: float | None = None
+    name: str | None = None
+    one_memory: bool = True
+
+    def of_rank(self, ranks: int) -> Machine:
+        """What one of `ranks` has."""
+        if ranks == 1 or not self.one_memory:
+            return self
+        return replace(
+            self,
+            memory=self.memory // ranks,
+            source=f"{self.source}, shared by {ranks} ranks",
+            bandwidth=None if self.bandwidth is None else self.bandwidth / ranks,
+            compute=None if self.compute is None else self.compute / ranks,
+        )
 
 
-def machine_of(device: DeviceProfile) -> Machine:
+def machine_of(device: DeviceProfile, memory: tuple[int, str] | None = None) -> Machine:
     """One device. Rates that were measured come before the vendor's; compute is that of bf16, or else of fp32.
 
+    `memory`, bytes and whose they are, stands in for the profile's, and must where it has none.
     Several devices are not one larger one: a latent cache is kept whole on every rank of a tensor-parallel group.
     """
     formats = ("bf16", "fp32")
     rates = [rates[kind] for rates in (device.measured_compute, device.compute) for kind in formats if kind in rates]
-    return Machine(
-        device.memory,
-        f"{device.title}: {device.because['memory']}",
-        device.measured_bandwidth or device.bandwidth,
-        rates[0] if rates else None,
-    )
+    if memory is None:
+        assert device.memory is not None, f"{device.name} has the memory of the host it is in"
+        memory = (device.memory, f"{device.title}: {device.because['memory']}")
+    bandwidth = device.measured_bandwidth or device.bandwidth
+    return Machine(*memory, bandwidth, rates[0] if rates else None, device.name, device.unified)

@@ -53,12 +53,6 @@ def count_parameters(spec: ModelSpec) -> Parameters:
     return Parameters(table, head, experts, active, rest + spec.hidden, spec.tied_embedding)
 
 
-def parameter_count(spec: ModelSpec) -> tuple[int, int]:
-    """(total, active per decoded token)."""
-    counted = count_parameters(spec)
-    return counted.total, counted.active
-
-
 def _mixer(mixer: KdaSpec | MlaSpec, hidden: int) -> int:
     return _kda(mixer, hidden) if isinstance(mixer, KdaSpec) else _mla(mixer, hidden)
 

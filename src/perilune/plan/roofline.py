@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from perilune.cache.geometry import CacheGeometry
 from perilune.models.quantised import INT8_GROUP
 from perilune.models.spec import DTYPE_BYTES, KdaSpec, MlaSpec, ModelSpec, MoeSpec
+from perilune.plan.efficiency import Efficiency
 from perilune.plan.parameters import Parameters, count_parameters
 from perilune.plan.workspace import CHUNK, STEP_TOKENS
 from perilune.units import format_bytes
@@ -20,7 +21,8 @@ class Roofline:
     """Traffic and work at one concurrency and depth; a reason per number in `because`.
 
     `read_bytes_per_token` is all traffic of one decode step divided by its tokens: weights once per step, state read
-    and written, cache read. FLOPs count a multiply and an add as two. Rates are tokens/s of all sequences together.
+    and written, cache read. FLOPs count a multiply and an add as two. Rates are tokens/s of all sequences together;
+    `expected_…` are the lowest and highest, from what engines reached of such bounds.
     """
 
     concurrency: int
@@ -33,6 +35,8 @@ class Roofline:
     prefill_flops_per_token: int
     decode_tokens_per_second: float | None
     prefill_tokens_per_second: float | None
+    expected_decode: tuple[float, float] | None
+    expected_prefill: tuple[float, float] | None
     because: dict[str, str]
 
 
@@ -46,6 +50,7 @@ def roofline(
     bandwidth: float | None = None,
     compute: float | None = None,
     weight_bits: int = 16,
+    efficiency: Efficiency | None = None,
 ) -> Roofline:
     """The ceiling for `concurrency` sequences `depth` tokens deep.
 
@@ -79,9 +84,25 @@ def roofline(
         if bandwidth and STEP_TOKENS * bandwidth / weights_bytes < prefill_rate:
             prefill_rate = STEP_TOKENS * bandwidth / weights_bytes
             because["prefill_tokens_per_second"] = f"all weights are read once per {STEP_TOKENS} tokens"
+    expected_decode = expected_prefill = None
+    if efficiency and decode_rate is not None:
+        expected_decode = _share(decode_rate, efficiency.decode)
+        because["expected_decode"] = f"{_words(efficiency.decode)} of it: {efficiency.decode_because}"
+    if efficiency and efficiency.prefill and prefill_rate is not None:
+        expected_prefill = _share(prefill_rate, efficiency.prefill)
+        because["expected_prefill"] = f"{_words(efficiency.prefill)} of it: {efficiency.prefill_because}"
     return Roofline(
-        concurrency, depth, weights, state, cache, read, decode, prefill, decode_rate, prefill_rate, because
-    )
+        concurrency, depth, weights, state, cache, read, decode, prefill, decode_rate, prefill_rate, expected_decode,
+        expected_prefill, because,
+    )  # fmt: skip
+
+
+def _share(rate: float, parts: tuple[float, float]) -> tuple[float, float]:
+    return rate * parts[0], rate * parts[1]
+
+
+def _words(parts: tuple[float, float]) -> str:
+    return f"{parts[0]:.0%} to {parts[1]:.0%}"
 
 
 def step_weight_bytes(

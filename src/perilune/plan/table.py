@@ -26,7 +26,7 @@ def render(plan: Plan) -> RenderableType:
 def _verdict(plan: Plan) -> Text:
     word, style = ("fits", "bold green") if plan.fits else ("does not fit", "bold red")
     total, memory = format_bytes(plan.total_bytes), format_bytes(plan.memory_bytes)
-    asked = f"{plan.concurrency} x {plan.context} tokens"
+    asked = f"{plan.concurrency} x {plan.context} tokens" + (f" on each of {plan.tp} ranks" if plan.tp > 1 else "")
     return Text.assemble(
         (f"{plan.architecture} {word}", style), f": {asked} need {total} of {memory}; {plan.because['fits']}."
     )
@@ -78,12 +78,15 @@ def _facts(plan: Plan) -> Table:
     ):
         if tokens is not None:
             rows.append((name, f"{tokens} tokens" if tokens > 1 else "1 token", plan.because[key]))
-    for name, rate, key in (
-        ("decode at most", speed.decode_tokens_per_second, "decode_tokens_per_second"),
-        ("prefill at most", speed.prefill_tokens_per_second, "prefill_tokens_per_second"),
+    for name, rate, key, expected in (
+        ("decode", speed.decode_tokens_per_second, "decode", speed.expected_decode),
+        ("prefill", speed.prefill_tokens_per_second, "prefill", speed.expected_prefill),
     ):
         if rate is not None:
-            rows.append((name, f"{rate:.3g} tok/s", speed.because[key]))
+            rows.append((f"{name} at most", f"{rate:.3g} tok/s", speed.because[f"{key}_tokens_per_second"]))
+        if expected is not None:
+            span = f"{expected[0]:.2g} to {expected[1]:.2g} tok/s"
+            rows.append((f"{name}, likely", span, speed.because[f"expected_{key}"]))
     table = _table()
     for row in rows:
         table.add_row(*row)

@@ -10,11 +10,15 @@ from fastapi import FastAPI
 
 from perilune import __version__
 from perilune.engine.client import AsyncEngine
-from perilune.server import chat, completions, docs, errors, models, openapi, responses, status, tokens
+from perilune.http import errors
+from perilune.http.middleware import ApiKeys, BodyLimit
+from perilune.http.origins import guard, is_loopback
+from perilune.http.page import is_page, page_router
+from perilune.server import chat, completions, docs, live, models, openapi, pd, responses, status, tokens
 from perilune.server.config import ServerConfig
 from perilune.server.front import Front
-from perilune.server.middleware import ApiKeys, BodyLimit
 from perilune.server.parsers import Parsers
+from perilune.server.stamp import StampedBodies, Stamps
 from perilune.text.chat import ChatTemplate
 
 _DESCRIPTION = "OpenAI-compatible API for hybrid linear-attention language models, with vLLM's extra fields."
@@ -43,13 +47,19 @@ def create_app(engine: AsyncEngine, config: ServerConfig) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.front = front
-    for part in (models, chat, completions, responses, tokens, status, docs):
+    for part in (models, chat, completions, responses, tokens, status, live, pd, docs):
         app.include_router(part.router)
+    if config.page:
+        app.include_router(page_router())
     errors.install(app)
     openapi.describe(app, keys=bool(config.api_keys))
     # The last added is the first to see a request: nobody without a key gets to send a large body.
+    key = engine.config.pd.key() if engine.config.pd else None
+    app.add_middleware(StampedBodies)
     app.add_middleware(BodyLimit, limit=config.max_body_bytes, seconds=config.body_seconds)
-    app.add_middleware(ApiKeys, keys=config.api_keys)
+    app.add_middleware(ApiKeys, keys=config.api_keys, is_open=is_page if config.page else lambda _: False)
+    app.add_middleware(Stamps, key=key)
+    guard(app, config.allowed_origins, loopback_only=not config.api_keys and is_loopback(config.host))
     return app
 
 

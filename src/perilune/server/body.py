@@ -1,16 +1,11 @@
-"""Reading request bodies: strict JSON, and models that name an unknown field's nearest valid neighbour."""
+"""Request bodies as models that name an unknown field's nearest valid neighbour."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError, from_json
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
+from pydantic_core import PydanticCustomError
 
 from perilune.errors import nearest
 
@@ -18,31 +13,6 @@ INT32_MAX = 2**31 - 1
 
 Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
-
-
-class JsonRequest(Request):
-    """Reads JSON with pydantic's parser: no NaN, no lone surrogates, bounded nesting."""
-
-    async def json(self) -> Any:
-        if not hasattr(self, "_json"):
-            body = await self.body()
-            try:
-                self._json = from_json(body, allow_inf_nan=False)
-            except ValueError as error:
-                raise HTTPException(400, f"The body is not valid JSON: {error}.") from error
-        return self._json
-
-
-class JsonRoute(APIRoute):
-    """A route whose body is read by JsonRequest."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler = super().get_route_handler()
-
-        async def read_strictly(request: Request) -> Response:
-            return await handler(JsonRequest(request.scope, request.receive))
-
-        return read_strictly
 
 
 class StrictBody(BaseModel):

@@ -10,17 +10,18 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from perilune.engine.request import TextDelta
-from perilune.server.body import JsonRoute
+from perilune.engine.request import Handover, Lend, TextDelta
+from perilune.http.errors import ErrorBody, detail_of, log_unexpected
+from perilune.http.json import JsonRoute
+from perilune.http.sse import Begun, EventStream, begin, data_event, unless_gone
 from perilune.server.chat_body import ChatBody
 from perilune.server.conversation import prepare
-from perilune.server.errors import ErrorBody, detail_of, log_unexpected
 from perilune.server.front import Front, FrontDep
+from perilune.server.handover import LentBody, answered, handover_of, kept, prefill_header
 from perilune.server.logprobs import ChatLogprobs, PromptEntries, chat_logprobs, prompt_logprobs
 from perilune.server.openapi import GENERATION_ERRORS, STREAM_OR_JSON
 from perilune.server.reply import UsageBody, new_id, usage_body
 from perilune.server.sampling import streamless
-from perilune.server.sse import Begun, EventStream, begin, data_event, unless_gone
 from perilune.server.stream import Answers, Call, Finish, Folded, Step, fold
 from perilune.text.events import ContentDelta, ReasoningDelta, ToolCallArguments, ToolCallStart
 
@@ -63,6 +64,7 @@ class ChatCompletion(BaseModel):
     usage: UsageBody
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: PromptEntries | None = None
+    kv_transfer_params: LentBody | None = None
 
 
 class FunctionDelta(BaseModel):
@@ -105,6 +107,12 @@ class ChatChunk(BaseModel):
 @router.post("/v1/chat/completions", response_model=ChatCompletion, responses={**STREAM_OR_JSON, **GENERATION_ERRORS})
 async def chat_completions(body: ChatBody, request: Request, front: FrontDep) -> Response:
     """Answers a conversation. With `"stream": true` the answer comes as server-sent events."""
+    handover = handover_of(front, request, body.kv_transfer_params)
+    with answered(front, handover):
+        return await _answer(body, request, front, handover)
+
+
+async def _answer(body: ChatBody, request: Request, front: Front, handover: Handover | None) -> Response:
     model, top = front.model(body.model), body.top()
     best = streamless(body.prompt_logprobs, body.stream)
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
@@ -113,11 +121,13 @@ async def chat_completions(body: ChatBody, request: Request, front: FrontDep) ->
         body.conversation(),
         lambda grammar: body.sampling(max_tokens=limit, logprobs=top, grammar=grammar, prompt_logprobs=best),
         front.salt(request),
+        handover,
     )
     answers, deltas = Answers(prepared.make_reader), front.answer([prepared.job])
-    if body.stream:
+    if body.stream and not isinstance(handover, Lend):
         begun = await begin(request, deltas)
-        return EventStream(_events(front, body, model, answers, begun), begun)
+        headers = prefill_header(begun.first[1].remote)
+        return EventStream(_events(front, body, model, answers, begun), begun, headers)
     choices = await unless_gone(request, fold(deltas, answers, prepared.job.params.n))
     completion = ChatCompletion(
         id=new_id("chatcmpl"),
@@ -131,7 +141,12 @@ async def chat_completions(body: ChatBody, request: Request, front: FrontDep) ->
         completion.prompt_token_ids = prepared.job.prompt_ids
     if best is not None and (entries := choices[0].prompt_logprobs) is not None:
         completion.prompt_logprobs = prompt_logprobs(entries, best, front.engine.tokenizer)
-    return Response(completion.model_dump_json(exclude_unset=True), media_type="application/json")
+    if (lent := choices[0].lent) is not None:
+        await kept(front, request, lent)
+        completion.kv_transfer_params = LentBody.of(lent)
+        completion.choices = completion.choices[: len(choices[0].token_ids)]  # none yet, of what was lent early
+    headers = prefill_header(choices[0].remote)
+    return Response(completion.model_dump_json(exclude_unset=True), media_type="application/json", headers=headers)
 
 
 def _choice(front: Front, body: ChatBody, index: int, folded: Folded) -> ChoiceBody:

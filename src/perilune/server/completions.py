@@ -12,16 +12,17 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from perilune.engine.request import Grammar, SamplingParams, TextDelta
-from perilune.server.body import JsonRoute
+from perilune.engine.request import Grammar, Handover, Lend, SamplingParams, TextDelta
+from perilune.http.errors import ErrorBody, detail_of, log_unexpected
+from perilune.http.json import JsonRoute
+from perilune.http.sse import Begun, EventStream, begin, data_event, unless_gone
 from perilune.server.completions_body import CompletionBody
-from perilune.server.errors import ErrorBody, detail_of, log_unexpected
 from perilune.server.front import Front, FrontDep, Job
+from perilune.server.handover import LentBody, answered, handover_of, kept, prefill_header
 from perilune.server.logprobs import PromptEntries, TextLogprobs, TextLogprobsWriter, prompt_logprobs
 from perilune.server.openapi import GENERATION_ERRORS, STREAM_OR_JSON
 from perilune.server.reply import UsageBody, new_id, usage_body
 from perilune.server.sampling import only_one
-from perilune.server.sse import Begun, EventStream, begin, data_event, unless_gone
 from perilune.server.stream import Answers, Folded, PlainReader, Step, fold
 from perilune.text.events import ContentDelta
 
@@ -49,11 +50,18 @@ class TextCompletion(BaseModel):
     model: str
     choices: list[TextChoice]
     usage: UsageBody | None = None
+    kv_transfer_params: LentBody | None = None
 
 
 @router.post("/v1/completions", response_model=TextCompletion, responses={**STREAM_OR_JSON, **GENERATION_ERRORS})
 async def completions(body: CompletionBody, request: Request, front: FrontDep) -> Response:
     """Continues one or several prompts, given as text or token ids."""
+    handover = handover_of(front, request, body.kv_transfer_params, len(body.prompts()))
+    with answered(front, handover):
+        return await _answer(body, request, front, handover)
+
+
+async def _answer(body: CompletionBody, request: Request, front: Front, handover: Handover | None) -> Response:
     model = front.model(body.model)
     body.refuse_unsupported()
     formats = [grammar] if body.response_format and (grammar := body.response_format.grammar()) else []
@@ -67,16 +75,21 @@ async def completions(body: CompletionBody, request: Request, front: FrontDep) -
     for prompt in prompts:
         # Before any of them starts: one bad prompt must not waste the work on the others.
         front.engine.limits.check(prompt.ids, params)
-    jobs = [Job(prompt.ids, params, front.salt(request)) for prompt in prompts]
+    jobs = [Job(prompt.ids, params, front.salt(request), handover=handover) for prompt in prompts]
     answers, deltas = Answers(PlainReader), _numbered(front.answer(jobs), params.n)
     reply = _Reply(front, body, model, prompts, params)
-    if body.stream:
+    if body.stream and not isinstance(handover, Lend):
         begun = await begin(request, deltas)
-        return EventStream(_events(reply, answers, begun), begun)
+        return EventStream(_events(reply, answers, begun), begun, prefill_header(begun.first[1].remote))
     choices = await unless_gone(request, fold(deltas, answers, len(jobs) * params.n))
     completion = reply.completion([reply.choice(i, c.content, c, first=True) for i, c in enumerate(choices)])
     completion.usage = usage_body(answers.usage)
-    return Response(completion.model_dump_json(exclude_unset=True), media_type="application/json")
+    if (lent := choices[0].lent) is not None:
+        await kept(front, request, lent)
+        completion.kv_transfer_params = LentBody.of(lent)
+        completion.choices = completion.choices[: len(choices[0].token_ids)]  # none yet, of what was lent early
+    headers = prefill_header(choices[0].remote)
+    return Response(completion.model_dump_json(exclude_unset=True), media_type="application/json", headers=headers)
 
 
 def _params(body: CompletionBody, grammar: Grammar | None) -> SamplingParams:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from perilune.errors import ConfigError, nearest
+from perilune.http.origins import check_origins
 from perilune.units import MIB
 
 ISOLATIONS = ("none", "key")
@@ -18,7 +19,8 @@ class ServerConfig:
     the model's own. `api_keys` empty means no key is asked for; `cache_isolation` "key" keeps each key's prompts from
     the others' prefix cache. `tool_parser` and `reasoning_parser`: None follows
     the model, "none" switches off. A body must arrive within
-    `body_seconds`; a server asked to stop gives open requests `drain_seconds`. Raises ConfigError.
+    `body_seconds`; a server asked to stop gives open requests `drain_seconds`. `page` answers `/` with one;
+    `allowed_origins` are other sites whose pages may use this server, "*" for all. Raises ConfigError.
     """
 
     host: str = "127.0.0.1"
@@ -31,6 +33,8 @@ class ServerConfig:
     max_body_bytes: int = 16 * MIB
     body_seconds: float = 60.0
     drain_seconds: float = 30.0
+    page: bool = True
+    allowed_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -44,6 +48,7 @@ class ServerConfig:
             raise ConfigError("A served model name is empty.", fix="Give --served-model-name a name.")
         if any(not key for key in self.api_keys):
             raise ConfigError("An API key is empty.", "Anybody could send it.", "Set --api-key to a secret.")
+        check_origins(self.allowed_origins)
         if self.cache_isolation not in ISOLATIONS:
             raise ConfigError(
                 f"cache_isolation {self.cache_isolation!r} is not known.", nearest(self.cache_isolation, ISOLATIONS)

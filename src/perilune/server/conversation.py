@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from perilune.engine.request import Grammar, SamplingParams
+from perilune.engine.request import Grammar, Handover, SamplingParams
 from perilune.errors import RequestError, nearest
 from perilune.server.forced import ArgumentsReader, NamedCallReader, forced_grammar
 from perilune.server.front import Front, Job
@@ -63,11 +63,16 @@ class Prepared:
 
 
 async def prepare(
-    front: Front, conversation: Conversation, sampling: Callable[[Grammar | None], SamplingParams], salt: bytes
+    front: Front,
+    conversation: Conversation,
+    sampling: Callable[[Grammar | None], SamplingParams],
+    salt: bytes,
+    handover: Handover | None = None,
 ) -> Prepared:
     """Renders the prompt and checks the grammar; `sampling` makes the parameters once the grammar is known.
 
-    `salt`: whose prefixes the prompt may share (`Front.salt`).
+    `salt`: whose prefixes the prompt may share (`Front.salt`). `handover`: whether another engine reads the prompt or
+    answers it.
 
     Raises RequestError or UnsupportedError naming the field.
     """
@@ -123,7 +128,7 @@ async def prepare(
     else:
         make_reader = front.parsers.readers(unmarked.tools, prompt.starts_in_reasoning)
     marks = tuple(sorted({place for place in places if place is not None}))
-    return Prepared(Job(prompt.ids, params, salt, marks), make_reader)
+    return Prepared(Job(prompt.ids, params, salt, marks, handover), make_reader)
 
 
 def _forced_functions(conversation: Conversation) -> list[dict[str, Any]]:

@@ -12,14 +12,16 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from perilune.engine.client import AsyncEngine
-from perilune.engine.request import SamplingParams, TextDelta
-from perilune.errors import PeriluneError, RequestError, UnsupportedError, nearest
+from perilune.engine.request import Handover, SamplingParams, TextDelta
+from perilune.errors import OverloadedError, PeriluneError, RequestError, UnsupportedError, nearest
+from perilune.http.errors import UnknownModelError
+from perilune.server.checkup import Checkup
 from perilune.server.config import ServerConfig
-from perilune.server.errors import UnknownModelError
 from perilune.server.grammar import GrammarCheck
 from perilune.server.merge import merge
 from perilune.server.metrics import Metrics
 from perilune.server.parsers import Parsers
+from perilune.server.watch import Watch
 from perilune.text.chat import ChatTemplate
 from perilune.text.tokenizer import Tokenizer
 
@@ -35,8 +37,22 @@ class Front:
     parsers: Parsers
     metrics: Metrics = field(default_factory=Metrics)
     grammars: GrammarCheck = field(default_factory=GrammarCheck)
+    checkup: Checkup = field(default_factory=Checkup)
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(self.engine)
+
+    def require_open(self) -> None:
+        """Raises OverloadedError once the server was asked to stop."""
+        if self.draining:
+            raise OverloadedError("The server is stopping.", "It finishes what is open.", "Use another one.")
+
+    def drain(self) -> None:
+        """The server was asked to stop."""
+        self.draining = True
+        self.watch.stop(OverloadedError("The server is stopping."))
 
     @property
     def context(self) -> int:
@@ -108,7 +124,7 @@ class Front:
         metrics.open.inc(sequences)
         try:
             async with aclosing(
-                self.engine.generate(job.prompt_ids, job.params, salt=job.salt, marks=job.marks)
+                self.engine.generate(job.prompt_ids, job.params, salt=job.salt, marks=job.marks, handover=job.handover)
             ) as deltas:
                 async for delta in deltas:
                     now = time.monotonic()
@@ -137,12 +153,13 @@ class Front:
 
 @dataclass(frozen=True)
 class Job:
-    """One prompt and how to go on from it. `salt` and `marks` as in `AsyncEngine.generate`."""
+    """One prompt and how to go on from it. `salt`, `marks` and `handover` as in `AsyncEngine.generate`."""
 
     prompt_ids: list[int]
     params: SamplingParams
     salt: bytes = b""
     marks: tuple[int, ...] = ()
+    handover: Handover | None = None
 
 
 def _front(request: Request) -> Front:

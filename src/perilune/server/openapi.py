@@ -6,11 +6,12 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from perilune.server.errors import ErrorBody
+from perilune.http.errors import ErrorBody
 
 _WHY = {
     400: "The request is invalid; the message says what, why and what helps.",
     401: "The API key is missing or wrong.",
+    403: "Only the cluster's router may ask for this; without its stamp, kv_transfer_params are refused.",
     404: "The model or the path does not exist.",
     408: "The body did not arrive in time.",
     413: "The body is larger than the server reads.",
@@ -25,7 +26,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 PLAIN_ERRORS = errors(401)
 BODY_ERRORS = errors(400, 401, 404, 408, 413)
-GENERATION_ERRORS = errors(400, 401, 404, 408, 413, 503)
+GENERATION_ERRORS = errors(400, 401, 403, 404, 408, 413, 503)
 STREAM_OR_JSON: dict[int | str, dict[str, Any]] = {
     200: {
         "description": 'The answer; with `"stream": true` as server-sent events.',

@@ -14,14 +14,14 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from perilune.engine.request import TextDelta
-from perilune.server.body import JsonRoute
+from perilune.http.errors import detail_of, log_unexpected
+from perilune.http.json import JsonRoute
+from perilune.http.sse import Begun, EventStream, begin, named_event, unless_gone
 from perilune.server.conversation import prepare
-from perilune.server.errors import detail_of, log_unexpected
 from perilune.server.front import FrontDep
 from perilune.server.openapi import GENERATION_ERRORS, STREAM_OR_JSON
 from perilune.server.responses_body import ResponsesBody
 from perilune.server.responses_events import EventBody, ItemWriter
-from perilune.server.sse import Begun, EventStream, begin, named_event, unless_gone
 from perilune.server.stream import Answers, Finish, Usage
 from perilune.text.tokenizer import Tokenizer
 

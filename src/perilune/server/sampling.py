@@ -64,6 +64,7 @@ class SamplingFields(StrictBody):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
+    kv_transfer_params: dict[str, Any] | None = None  # the router's; read only with its stamp
     # Accepted because OpenAI's clients send them; nothing here acts on them.
     user: str | None = None
     metadata: dict[str, Any] | None = None

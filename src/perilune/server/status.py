@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from perilune.errors import EngineDeadError, OverloadedError, PeriluneError
+from perilune.errors import EngineDeadError, PeriluneError
 from perilune.server.front import FrontDep
 from perilune.server.openapi import PLAIN_ERRORS, errors
 
@@ -34,8 +34,7 @@ async def health(front: FrontDep) -> StatusBody:
 @router.get("/ready", responses=errors(503))
 async def ready(front: FrontDep) -> StatusBody:
     """Whether new requests should come here: alive, and not about to stop."""
-    if front.draining:
-        raise OverloadedError("The server is stopping.", "It finishes what is open.", "Use another one.")
+    front.require_open()
     return await health(front)
 
 

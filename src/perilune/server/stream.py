@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from perilune.engine.request import PromptLogprobs, TextDelta, TokenLogprobs
+from perilune.engine.request import Lent, PromptLogprobs, TextDelta, TokenLogprobs
 from perilune.errors import EngineDeadError, PeriluneError
 from perilune.text.events import ContentDelta, Event, ReasoningDelta, ToolCallArguments, ToolCallStart
 
@@ -47,6 +47,8 @@ class Step:
     finish: Finish | None
     stop_reason: int | str | None
     prompt_logprobs: tuple[PromptLogprobs | None, ...] | None = None
+    lent: Lent | None = None
+    remote: bool | None = None
 
 
 @dataclass
@@ -103,6 +105,8 @@ class Answers:
             finish,
             delta.stop_reason,
             delta.prompt_logprobs,
+            delta.lent,
+            delta.remote,
         )
 
     @property
@@ -137,6 +141,8 @@ class Folded:
     finish: Finish = "stop"
     stop_reason: int | str | None = None
     prompt_logprobs: tuple[PromptLogprobs | None, ...] | None = None
+    lent: Lent | None = None
+    remote: bool | None = None
 
     def add(self, step: Step) -> None:
         for event in step.events:
@@ -153,6 +159,7 @@ class Folded:
             self.logprobs = [*(self.logprobs or []), *step.logprobs]
         if step.prompt_logprobs is not None:
             self.prompt_logprobs = step.prompt_logprobs
+        self.lent, self.remote = step.lent or self.lent, step.remote if self.remote is None else self.remote
         if step.finish:
             self.finish, self.stop_reason = step.finish, step.stop_reason
 

@@ -9,7 +9,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from perilune.errors import RequestError
-from perilune.server.body import JsonRoute, StrictBody, TokenId
+from perilune.http.json import JsonRoute
+from perilune.server.body import StrictBody, TokenId
 from perilune.server.chat_body import Message, Tool
 from perilune.server.conversation import opens_turn
 from perilune.server.front import Front, FrontDep

@@ -1,4 +1,1 @@
-"""A server as a child process: its own process group, a free port, readiness, why it failed, and its end in every case.
-
-Never touches a process it did not start.
-"""
+"""A server for the points that share it: which program, which port, which log; `deploy` runs and ends it."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from perilune.bench.plan.point import Fired, Server, Topology
-from perilune.bench.spec.condition import parse_condition
 from perilune.bench.spec.recipe import Hardware, Recipe
+from perilune.deploy.condition import parse_condition
 from perilune.errors import ConfigError, nearest
 
 _PROGRAMS: dict[str, tuple[str, ...]] = {

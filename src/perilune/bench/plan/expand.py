@@ -10,11 +10,12 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from perilune.bench.plan.axes import product
 from perilune.bench.plan.command import filled, server_of, topology
 from perilune.bench.plan.point import Point, Server, Topology
-from perilune.bench.spec.condition import UNKNOWN, parse_condition
 from perilune.bench.spec.load import Loaded
 from perilune.bench.spec.recipe import Hardware
 from perilune.bench.spec.sweep import Sweep, SweepFile, Target
 from perilune.bench.spec.workload import Load, Workload
+from perilune.deploy.condition import UNKNOWN, parse_condition
+from perilune.deploy.points import CHECKS, fact_of
 from perilune.errors import ConfigError, PeriluneError, nearest
 
 _TOPOLOGY = tuple(Topology.__dataclass_fields__)
@@ -57,9 +58,13 @@ def _points(file: SweepFile, name: str, facts: Mapping[str, Any]) -> list[Point]
 
 
 def _names(sweep: Sweep, row: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What conditions and templates see: facts, degrees of parallelism, labels and the row."""
+    """What conditions and templates see: facts, degrees of parallelism, labels and the row.
+
+    A rule of the doctor that nobody ran is not known; it is never taken for a pass.
+    """
+    doctor = {id: fact_of(id, None) for id in CHECKS}
     known = {key: UNKNOWN if value is None else value for key, value in {**sweep.hardware.facts, **facts}.items()}
-    names: dict[str, Any] = {**known, **dict.fromkeys(_TOPOLOGY, 1), **sweep.labels}
+    names: dict[str, Any] = {**doctor, **known, **dict.fromkeys(_TOPOLOGY, 1), **sweep.labels}
     for short, route in _SHORT.items():
         names[short] = _inside(sweep, route)
     return {**names, **row}

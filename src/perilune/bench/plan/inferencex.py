@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from perilune.bench.spec.yamlfile import YamlFile
 from perilune.errors import ConfigError, nearest
+from perilune.files.yamlfile import YamlFile
 
 _SPACE = {
     "tp", "pp", "dcp-size", "pcp-size", "ep", "dp-attn", "spec-decoding", "conc-start", "conc-end", "conc-list",

@@ -1,13 +1,16 @@
-"""Facts of a host that rules ask for: given on the command line, or read from text that tools print."""
+"""Facts of a host that rules ask for: given on the command line, or what the doctor finds on this one."""
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections.abc import Iterable
+from typing import Any
 
+from perilune.deploy.points import fact_of
 from perilune.errors import ConfigError
+from perilune.host.doctor import diagnose
+from perilune.host.live import Live
+from perilune.host.sysroot import Source, Sysroot
 
 
 def parse_facts(pairs: Iterable[str]) -> dict[str, str | int | None]:
@@ -21,27 +24,9 @@ def parse_facts(pairs: Iterable[str]) -> dict[str, str | int | None]:
     return found
 
 
-def mec_firmware(text: str) -> int | None:
-    """The version of the compute micro-engine's firmware in what `rocm-smi --showfw` prints.
-
-    None for everything that is no plain number (`N/A`, `unknown`, `177b`, nothing): then it is not known, and a rule
-    has to say what follows from that.
-    """
-    line = next((line for line in text.splitlines() if re.search(r"\bMEC\b", line)), "")
-    last = line.split()[-1] if line.split() else ""
-    return int(last, 10) if re.fullmatch(r"\d+", last) else None
-
-
-def probe_facts() -> dict[str, str | int | None]:
-    """What this host's own tools say. Never raises: a tool that is missing, fails or hangs tells nothing."""
-    tool = shutil.which("rocm-smi")
-    if tool is None:
-        return {}
-    try:
-        printed = subprocess.run(  # noqa: S603 - the tool of PATH, without input
-            [tool, "--showfw"], capture_output=True, text=True, timeout=30, check=False
-        ).stdout
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return {}
-    found = mec_firmware(printed)
-    return {} if found is None else {"mec_fw": found}
+def doctor_facts(source: Source | None = None) -> dict[str, Any]:
+    """The verdict of each of the doctor's rules, as `ok("fw.mec")` asks for it; and `mec_fw`, the number alone."""
+    checks = diagnose(Sysroot(source or Live())).checks
+    found: dict[str, Any] = {check.id: fact_of(check.id, check) for check in checks}
+    versions = [check.value for check in checks if check.id == "fw.mec" and isinstance(check.value, int)]
+    return {**found, **({"mec_fw": versions[0]} if versions else {})}

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from perilune.bench.spec.strict import Strict
+from perilune.files.strict import Strict
 
 Tokens = Annotated[int, Field(ge=1, le=100_000_000)]
 Pair = Annotated[list[Tokens], Field(min_length=2, max_length=2)]

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from perilune.bench.spec.condition import parse_condition
 from perilune.bench.spec.sweep import SweepFile
-from perilune.bench.spec.yamlfile import Route, YamlFile, parse_yaml, read_yaml
+from perilune.deploy.condition import parse_condition
 from perilune.errors import ConfigError, PeriluneError, nearest
+from perilune.files.checked import checked
+from perilune.files.yamlfile import Route, YamlFile, parse_yaml, read_yaml
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,7 @@ def parse_sweeps(text: str, path: str = "<text>") -> Loaded:
 
 def check(source: YamlFile) -> Loaded:
     """Types, then what types cannot say: names that refer to nothing, conditions that do not parse."""
-    try:
-        file = SweepFile.model_validate(source.data)
-    except ValidationError as error:
-        raise ConfigError(
-            *_first_and_rest([_complaint(source, dict(each)) for each in error.errors(include_url=False)])
-        ) from error
+    file = checked(SweepFile, source)
     loaded = Loaded(file, source)
     for name, sweep in file.sweeps.items():
         _refers(loaded, ("sweeps", name, "recipe"), sweep.recipe, file.recipes)
@@ -63,29 +57,6 @@ def check(source: YamlFile) -> Loaded:
 def schema() -> dict[str, Any]:
     """JSON Schema of a sweep file."""
     return SweepFile.model_json_schema(by_alias=True)
-
-
-def _complaint(source: YamlFile, error: dict[str, Any]) -> str:
-    route = source.known(tuple(error["loc"]))
-    context = error.get("ctx") or {}
-    if error["type"] == "unknown_key":
-        route = (*route, context["key"])
-    key = ".".join(str(part) for part in route)
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "missing":
-        message = f"{error['loc'][-1]!r} is missing"
-    elif error["type"] == "literal_error":
-        message = f"{message}, not {error['input']!r}"
-    elif error["type"] == "union_tag_invalid":
-        valid = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
-        message = f"{context['tag']!r} is no kind. {nearest(str(context['tag']), valid)}"
-    return f"{source.place(route)}: {key or 'the file'}: {message}"
-
-
-def _first_and_rest(complaints: list[str]) -> tuple[str, str]:
-    rest = complaints[1:8]
-    more = f"\n… and {len(complaints) - 8} more" if len(complaints) > 8 else ""
-    return complaints[0], "\n".join(rest) + more
 
 
 def _refers(loaded: Loaded, route: Route, name: str | None, valid: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from perilune.bench.spec.strict import Strict
+from perilune.files.strict import Strict
 
 Value = str | int | float | bool
 Flags = dict[str, Value | list[Value] | None]

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from perilune.bench.spec.recipe import Hardware, Recipe
-from perilune.bench.spec.strict import Strict
 from perilune.bench.spec.workload import Count, Load, NamedWorkload, Positive, Workload
+from perilune.files.strict import Strict
 
 Scalar = str | int | float | bool | None
 

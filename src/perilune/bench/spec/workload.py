@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from perilune.bench.spec.lengths import Length
-from perilune.bench.spec.strict import Strict
+from perilune.files.strict import Strict
 
 Positive = Annotated[float, Field(gt=0, strict=False)]
 Count = Annotated[int, Field(ge=1)]

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from perilune.errors import CheckpointError, UnsupportedError
 from perilune.models.families.fields import Fields
-from perilune.models.spec import DenseSpec, MlaSpec, ModelSpec, MoeSpec, RopeSpec, TensorSpec, YarnSpec
+from perilune.models.spec import DenseSpec, MlaSpec, ModelSpec, MoeSpec, RopeSpec, Split, TensorSpec, YarnSpec
 
 # Far above any model: a wrong count must not make the reader list tensors for hours.
 _MAX_LAYERS = 10_000
@@ -172,10 +172,10 @@ def read_ffns(fields: Fields, layers: int, dense: DenseSpec, moe: MoeSpec) -> li
 
 def frame_tensors(spec: ModelSpec, prefix: str) -> Iterator[TensorSpec]:
     """Embedding, final norm and output head."""
-    yield TensorSpec("embed", f"{prefix}model.embed_tokens.weight", (spec.vocab, spec.hidden))
+    yield TensorSpec("embed", f"{prefix}model.embed_tokens.weight", (spec.vocab, spec.hidden), split=Split("rows"))
     yield TensorSpec("norm", f"{prefix}model.norm.weight", (spec.hidden,))
     if not spec.tied_embedding:
-        yield linear("lm_head", f"{prefix}lm_head", spec.vocab, spec.hidden)
+        yield linear("lm_head", f"{prefix}lm_head", spec.vocab, spec.hidden, Split("rows"))
 
 
 def norm_tensors(spec: ModelSpec, name: str, stored: str) -> Iterator[TensorSpec]:
@@ -186,17 +186,18 @@ def norm_tensors(spec: ModelSpec, name: str, stored: str) -> Iterator[TensorSpec
 
 def mla_tensors(mla: MlaSpec, hidden: int, name: str, stored: str) -> Iterator[TensorSpec]:
     """Query (one matrix, or low rank with a norm), latent, its expansion, output."""
-    query = mla.heads * mla.qk_dim
+    query, by_head = mla.heads * mla.qk_dim, Split("rows", mla.heads)
     if mla.q_rank is None:
-        yield linear(f"{name}.q", f"{stored}.q_proj", query, hidden)
+        yield linear(f"{name}.q", f"{stored}.q_proj", query, hidden, by_head)
     else:
         yield linear(f"{name}.q_a", f"{stored}.q_a_proj", mla.q_rank, hidden)
         yield TensorSpec(f"{name}.q_norm", f"{stored}.q_a_layernorm.weight", (mla.q_rank,))
-        yield linear(f"{name}.q_b", f"{stored}.q_b_proj", query, mla.q_rank)
+        yield linear(f"{name}.q_b", f"{stored}.q_b_proj", query, mla.q_rank, by_head)
     yield linear(f"{name}.kv_a", f"{stored}.kv_a_proj_with_mqa", mla.cache_dim, hidden)
     yield TensorSpec(f"{name}.kv_norm", f"{stored}.kv_a_layernorm.weight", (mla.latent_rank,))
-    yield linear(f"{name}.kv_b", f"{stored}.kv_b_proj", mla.heads * (mla.nope_dim + mla.v_dim), mla.latent_rank)
-    yield linear(f"{name}.o", f"{stored}.o_proj", hidden, mla.heads * mla.v_dim)
+    expanded = mla.heads * (mla.nope_dim + mla.v_dim)
+    yield linear(f"{name}.kv_b", f"{stored}.kv_b_proj", expanded, mla.latent_rank, by_head)
+    yield linear(f"{name}.o", f"{stored}.o_proj", hidden, mla.heads * mla.v_dim, Split("columns", mla.heads))
 
 
 def ffn_tensors(ffn: DenseSpec | MoeSpec, hidden: int, name: str, stored: str, names: MoeNames) -> Iterator[TensorSpec]:
@@ -209,20 +210,21 @@ def ffn_tensors(ffn: DenseSpec | MoeSpec, hidden: int, name: str, stored: str, n
     yield TensorSpec(f"{ours}.router", f"{block}.gate.weight", (ffn.experts, hidden), keep="stored")
     yield TensorSpec(f"{ours}.router_bias", f"{block}.gate.e_score_correction_bias", (ffn.experts,), keep="float32")
     for e in range(ffn.experts):
-        yield from _swiglu(f"{ours}.experts.{e}", f"{block}.experts.{e}", ffn.width, hidden, names)
+        matrices = _swiglu(f"{ours}.experts.{e}", f"{block}.experts.{e}", ffn.width, hidden, names)
+        yield from (replace(matrix, expert=(e, ffn.experts)) for matrix in matrices)
     if ffn.shared_width:
         yield from _swiglu(f"{ours}.shared", f"{block}.shared_experts", ffn.shared_width, hidden, DEEPSEEK_MOE)
 
 
 def _swiglu(name: str, stored: str, width: int, hidden: int, names: MoeNames) -> Iterator[TensorSpec]:
-    yield linear(f"{name}.gate", f"{stored}.{names.gate}", width, hidden)
-    yield linear(f"{name}.up", f"{stored}.{names.up}", width, hidden)
-    yield linear(f"{name}.down", f"{stored}.{names.down}", hidden, width)
+    yield linear(f"{name}.gate", f"{stored}.{names.gate}", width, hidden, Split("rows"))
+    yield linear(f"{name}.up", f"{stored}.{names.up}", width, hidden, Split("rows"))
+    yield linear(f"{name}.down", f"{stored}.{names.down}", hidden, width, Split("columns"))
 
 
-def linear(name: str, module: str, rows: int, columns: int) -> TensorSpec:
+def linear(name: str, module: str, rows: int, columns: int, split: Split | None = None) -> TensorSpec:
     """A linear module's weight [rows, columns], which may be stored packed."""
-    return TensorSpec(name, f"{module}.weight", (rows, columns), quantisable=True)
+    return TensorSpec(name, f"{module}.weight", (rows, columns), quantisable=True, split=split)
 
 
 def not_in_decoder(stored: str, spec: ModelSpec, prefix: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from perilune.errors import CheckpointError
 from perilune.models.families import common
 from perilune.models.families.fields import Fields
-from perilune.models.spec import DenseSpec, KdaSpec, LayerSpec, ModelSpec, TensorSpec
+from perilune.models.spec import DenseSpec, KdaSpec, LayerSpec, ModelSpec, Split, TensorSpec
 
 FAMILY = "kimi_linear"
 ARCHITECTURES: tuple[str, ...] = ("KimiLinearForCausalLM",)
@@ -89,24 +89,28 @@ def tensors(spec: ModelSpec) -> Iterator[TensorSpec]:
 
 
 def _kda_tensors(kda: KdaSpec, hidden: int, name: str, stored: str) -> Iterator[TensorSpec]:
+    by_head = Split("rows", kda.heads)
     for part in ("q", "k", "v"):
-        yield common.linear(f"{name}.{part}", f"{stored}.{part}_proj", kda.width, hidden)
+        yield common.linear(f"{name}.{part}", f"{stored}.{part}_proj", kda.width, hidden, by_head)
     for part in ("q", "k", "v"):
         yield TensorSpec(
             f"{name}.{part}_conv",
             f"{stored}.{part}_conv1d.weight",
             (kda.width, 1, kda.taps),
             held=(kda.width, kda.taps),
+            split=by_head,
         )
     # f is the decay, g the output gate; both go through a narrow middle.
     for part in ("f", "g"):
         yield common.linear(f"{name}.{part}_a", f"{stored}.{part}_a_proj", kda.gate_rank, hidden)
-        yield common.linear(f"{name}.{part}_b", f"{stored}.{part}_b_proj", kda.width, kda.gate_rank)
-    yield common.linear(f"{name}.b", f"{stored}.b_proj", kda.heads, hidden)
-    yield TensorSpec(f"{name}.a_log", f"{stored}.A_log", (1, 1, kda.heads, 1), "float32", held=(kda.heads,))
-    yield TensorSpec(f"{name}.dt_bias", f"{stored}.dt_bias", (kda.width,), "float32", held=(kda.width,))
+        yield common.linear(f"{name}.{part}_b", f"{stored}.{part}_b_proj", kda.width, kda.gate_rank, by_head)
+    yield common.linear(f"{name}.b", f"{stored}.b_proj", kda.heads, hidden, by_head)
+    yield TensorSpec(
+        f"{name}.a_log", f"{stored}.A_log", (1, 1, kda.heads, 1), "float32", held=(kda.heads,), split=by_head
+    )
+    yield TensorSpec(f"{name}.dt_bias", f"{stored}.dt_bias", (kda.width,), "float32", held=(kda.width,), split=by_head)
     yield TensorSpec(f"{name}.norm", f"{stored}.o_norm.weight", (kda.head_dim,))
-    yield common.linear(f"{name}.o", f"{stored}.o_proj", hidden, kda.width)
+    yield common.linear(f"{name}.o", f"{stored}.o_proj", hidden, kda.width, Split("columns", kda.heads))
 
 
 def skips(stored: str, spec: ModelSpec) -> bool:

@@ -50,6 +50,8 @@ def bound(gpu: Gpu) -> dict[str, Callable[..., Any]]:
 
 def refuses(op: str, weights: Sequence[Weight], kda_dim: int | None) -> str | None:
     """None if the kernels can serve `op` of such a model, else the reason."""
+    if op not in OPS:
+        return "no kernel: a few small torch ops"
     if op in ("kda_prefill", "kda_decode") and kda_dim is not None:
         return kda.refuses(kda_dim)
     if op in READ_WEIGHTS:

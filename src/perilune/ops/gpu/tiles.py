@@ -1,7 +1,8 @@
 """Tile sizes as data: one default per kernel that works everywhere, and what an architecture does better.
 
-Chosen offline from the ahead-of-time report (registers, spills, LDS); no GPU has timed them yet. Nothing is searched at run time, and a missing entry is never an error: the default serves.
-The key is a kernel, or `kernel:format` where a weight format wants another tile than the rest.
+Chosen offline from the ahead-of-time report (registers, spills, LDS); no GPU has timed them yet. Nothing is searched at
+run time, and a missing entry is never an error: the default serves. The key is a kernel, or `kernel:format` where a
+weight format wants another tile than the rest.
 """
 
 from __future__ import annotations

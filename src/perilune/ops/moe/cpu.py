@@ -16,7 +16,7 @@ def swiglu(native: Native, x: Tensor, gate: Weight, up: Weight, down: Weight) ->
 
 
 def experts(native: Native, x: Tensor, ids: Tensor, weights: Tensor, gate: Weight, up: Weight, down: Weight) -> Tensor:
-    """As the reference: x [T, D], ids and weights [T, k] -> fp32 [T, D].
+    """As the reference: x [T, D], ids and weights [T, k] -> fp32 [T, D]. The id -1 is no expert's.
 
     Raises KernelInputError, and IndexError for an expert there is not.
     """

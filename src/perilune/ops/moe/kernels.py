@@ -59,11 +59,14 @@ def top_k(
 
 @triton.jit(do_not_specialize=["pairs"])
 def count(ids, counts, rank, pairs, BLOCK: tl.constexpr):
-    """counts [E] (zero before): how many pairs each expert has; rank [pairs]: which of its expert's pairs each is."""
+    """counts [E] (zero before): how many pairs each expert has; rank [pairs]: which of its expert's pairs each is.
+
+    A pair whose id is -1 is another rank's.
+    """
     pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    expert = tl.load(ids + pair, mask=pair < pairs, other=0)
-    before = tl.atomic_add(counts + expert, 1, mask=pair < pairs)
-    tl.store(rank + pair, before, mask=pair < pairs)
+    expert = tl.load(ids + pair, mask=pair < pairs, other=-1)
+    before = tl.atomic_add(counts + expert, 1, mask=expert >= 0)
+    tl.store(rank + pair, before, mask=expert >= 0)
 
 
 @triton.jit(do_not_specialize=["experts", "most"])
@@ -91,9 +94,9 @@ def blocks(counts, begin, owner, start, experts, most, SIZE: tl.constexpr, BM: t
 def place(ids, rank, begin, order, pairs, BLOCK: tl.constexpr):
     """order [pairs]: the pair at each place."""
     pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    expert = tl.load(ids + pair, mask=pair < pairs, other=0)
-    at = tl.load(begin + expert, mask=pair < pairs, other=0) + tl.load(rank + pair, mask=pair < pairs, other=0)
-    tl.store(order + at, pair, mask=pair < pairs)
+    expert = tl.load(ids + pair, mask=pair < pairs, other=-1)
+    at = tl.load(begin + expert, mask=expert >= 0, other=0) + tl.load(rank + pair, mask=expert >= 0, other=0)
+    tl.store(order + at, pair, mask=expert >= 0)
 
 
 @triton.jit(do_not_specialize=["m", "x_row", "top_k"])
@@ -168,11 +171,12 @@ def down(
 
 
 @triton.jit(do_not_specialize=["top_k"])
-def combine(parts, out, n, top_k, BLOCK: tl.constexpr):
-    """parts [T, k, n] fp32 -> out [T, n]: the sum over a token's experts, first to last."""
+def combine(parts, ids, out, n, top_k, BLOCK: tl.constexpr):
+    """parts [T, k, n] fp32 -> out [T, n]: the sum over a token's experts, first to last, but those of other ranks."""
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     for i in range(top_k):
-        total += tl.load(parts + (token * top_k + i) * n + at, mask=at < n, other=0.0)
+        here = tl.load(ids + token * top_k + i) >= 0
+        total += tl.load(parts + (token * top_k + i) * n + at, mask=(at < n) & here, other=0.0)
     tl.store(out + token * n + at, total, mask=at < n)

@@ -54,7 +54,7 @@ def swiglu(x: Tensor, gate: Weight, up: Weight, down: Weight) -> Tensor:
 
 
 def experts(x: Tensor, ids: Tensor, weights: Tensor, gate: Weight, up: Weight, down: Weight) -> Tensor:
-    """x [T, D], ids and weights [T, k], stacked weights [E, ...] -> fp32 [T, D].
+    """x [T, D], ids and weights [T, k], stacked weights [E, ...] -> fp32 [T, D]. The id -1 is no expert's.
 
     Each expert in use is visited once, in ascending order: a token's sum is then taken in the same order whatever
     else is in the batch.
@@ -62,8 +62,7 @@ def experts(x: Tensor, ids: Tensor, weights: Tensor, gate: Weight, up: Weight, d
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     flat = ids.flatten()
     order = flat.argsort(stable=True)
-    counts = torch.bincount(flat, minlength=gate.shape[0]).tolist()
-    start = 0
+    start, *counts = torch.bincount(flat + 1, minlength=gate.shape[0] + 1).tolist()
     for expert, count in enumerate(counts):
         if count == 0:
             continue

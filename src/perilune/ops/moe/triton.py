@@ -60,7 +60,7 @@ def swiglu(gpu: Gpu, x: Tensor, gate: Weight, up: Weight, down: Weight) -> Tenso
 def experts(gpu: Gpu, x: Tensor, ids: Tensor, weights: Tensor, gate: Weight, up: Weight, down: Weight) -> Tensor:
     """As the reference: x [T, D], ids and weights [T, k], stacks [E, ...] -> fp32 [T, D].
 
-    An id outside 0..E is the caller's bug and is not looked for.
+    An id of -1 is another rank's expert and adds nothing; one of E or more is the caller's bug and not looked for.
     """
     x, (tokens, top_k), (count, width, hidden) = rows(x), ids.shape, gate.shape
     out = torch.empty(tokens, hidden, dtype=torch.float32, device=x.device)
@@ -70,7 +70,8 @@ def experts(gpu: Gpu, x: Tensor, ids: Tensor, weights: Tensor, gate: Weight, up:
     size = "few" if tokens * top_k <= FEW * count else "many"
     w = stored(down)
     tile = gpu.tile(f"down_{size}", w.form)
-    groups = _group(gpu, ids.contiguous(), count, tile.blocks["BM"])
+    ids = ids.contiguous()
+    groups = _group(gpu, ids, count, tile.blocks["BM"])
     middle = torch.empty(tokens * top_k, width, dtype=x.dtype, device=x.device)
     _gated(gpu, x, gate, up, middle, groups, top_k, size)
     parts = torch.empty(tokens * top_k, hidden, dtype=torch.float32, device=x.device)
@@ -85,7 +86,7 @@ def experts(gpu: Gpu, x: Tensor, ids: Tensor, weights: Tensor, gate: Weight, up:
         GROUP=w.group,
     )
     tile = gpu.tile("combine")
-    gpu.launch(kernels.combine, (tokens, -(-hidden // tile.blocks["BLOCK"])), parts, out, hidden, top_k, tile=tile)
+    gpu.launch(kernels.combine, (tokens, -(-hidden // tile.blocks["BLOCK"])), parts, ids, out, hidden, top_k, tile=tile)
     return out
 
 

@@ -1,0 +1,66 @@
+"""Engines of different degrees of tensor parallelism: rank processes on either side, bytes resharded on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from split_world import GREEDY, Engines, Make, prompt_of
+
+from perilune.cache.arena import CacheArenas
+from perilune.cache.geometry import CacheGeometry
+from perilune.engine.core import EngineCore
+from perilune.engine.handover import FirstToken
+from perilune.engine.messages import TokenEvent
+from perilune.engine.request import Borrow
+from perilune.engine.roles import RoleConfig
+
+
+def whole_state(core: EngineCore, slot: int) -> dict[str, torch.Tensor]:
+    """One slot's states and windows with all heads, whatever ranks they lie on."""
+    shares = torch.frombuffer(bytearray(core.runner.kept.read("state", slot)), dtype=torch.uint8).chunk(core.config.tp)
+    arenas = []
+    for share in shares:
+        one = CacheArenas(CacheGeometry.of(core.spec, core.plan.dtype, core.config.tp), core.plan.cache)
+        one.slot_arena.buffer[0] = share
+        arenas.append(one)
+    layers = [block.layer for block in CacheGeometry.of(core.spec, core.plan.dtype).states]
+    states = {f"state {layer}": torch.cat([one.state(layer)[0] for one in arenas], 0) for layer in layers}
+    return states | {f"conv {layer}": torch.cat([one.conv(layer)[0] for one in arenas], 1) for layer in layers}
+
+
+@pytest.mark.parametrize(("p_tp", "d_tp"), [(2, 1), (1, 2), (2, 2)])
+def test_case_12_degrees_may_differ_between_real_engines(
+    golden: Path, make: Make, monkeypatch: pytest.MonkeyPatch, p_tp: int, d_tp: int
+) -> None:
+    path, role = golden / "kimi_linear", {"prefill_chunk": 64, "prefix_cache": False}
+    pd = {name: RoleConfig(name, transports=("tcp",), stream=name == "prefill") for name in ("prefill", "decode")}
+    engines = Engines(
+        p=make(path, pd["prefill"], tp=p_tp, **role), d=make(path, pd["decode"], tp=d_tp, **role),
+        both=make(path, tp=d_tp, **role),
+    )  # fmt: skip
+    p, d = engines.cores["p"], engines.cores["d"]
+    arrived: dict[str, torch.Tensor] = {}
+    resume = d._resume
+
+    def look(active: Any, first: FirstToken) -> TokenEvent:
+        arrived.update(whole_state(d, d.cache.slot(active.sequence.id)))
+        return resume(active, first)
+
+    monkeypatch.setattr(d, "_resume", look)
+    for length, early in ((1, False), (65, False), (200, True)):
+        prompt, name = prompt_of(length, p.spec.vocab), f"{length}"
+        ticket = engines.ticket(name, prompt, GREEDY, early=early)
+        engines.until(lambda name=name: not p.scheduler.running, "p")
+        sealed = whole_state(p, p.cache.slot(f"{name}/1"))
+        engines.add("d", name, prompt, GREEDY, handover=Borrow(ticket))
+        split = engines.finish(name)
+        assert [part for part in sealed if not torch.equal(sealed[part], arrived[part])] == [], length
+        together = engines.alone("both", f"together {name}", prompt, GREEDY)
+        assert split.events[0].remote is True
+        assert [token.token_id for token in split.tokens] == [token.token_id for token in together.tokens]
+        if p_tp == d_tp:
+            assert split.tokens == together.tokens
+    engines.idle()
