@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from perilune.cli.report import report
-from perilune.errors import PeriluneError
+from perilune.errors import PeriluneError, UnsupportedError
 from perilune.ops.select import Needs, choose
 
 
@@ -32,13 +32,14 @@ def ops(
     """Print the kernels this host runs bfloat16 models on; float32 stays on the reference, which is exact."""
     console = Console(highlight=False)
     try:
-        if aot is not None:
-            raise typer.Exit(_aot(console, aot.split(","), json, quick))
+        wrong = None if aot is None else _aot(console, aot.split(","), json, quick)
         if warm:
-            return _warm(console, arch)
-    except PeriluneError as error:
-        report(error)
+            _warm(console, arch)
+    except (PeriluneError, ValueError, RuntimeError) as error:
+        report(error if isinstance(error, PeriluneError) else UnsupportedError(str(error)))
         raise typer.Exit(1) from error
+    if wrong is not None or warm:
+        raise typer.Exit(1 if wrong else 0)
     choices = choose(Needs()).choices
     if json:
         console.print_json(data=[asdict(choice) for choice in choices])
@@ -85,7 +86,6 @@ def _aot(console: Console, names: list[str], json: bool, quick: bool) -> int:
 def _warm(console: Console, name: str | None) -> None:
     from triton import knobs
 
-    from perilune.errors import UnsupportedError
     from perilune.ops.gpu.aot import builds
     from perilune.ops.gpu.arch import named, present
     from perilune.ops.gpu.cases import launches

@@ -19,7 +19,6 @@ import triton
 from triton.compiler import ASTSource, compile, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from perilune.errors import UnsupportedError
 from perilune.ops.gpu.arch import Arch
 from perilune.ops.gpu.launch import Launch, options
 
@@ -27,6 +26,10 @@ _MATRIX = {
     "amdgcn": re.compile(r"^\s*v_(wmma|mfma|smfmac)_", re.M),
     "ptx": re.compile(r"^\s*(?:@%\w+\s+)?(wgmma\.mma_async|mma\.sync)", re.M),
 }
+
+
+class CompileError(RuntimeError):
+    """A kernel that cannot be compiled, or cannot be here."""
 
 
 @dataclass(frozen=True)
@@ -81,20 +84,16 @@ def distinct(launches: Iterable[Launch], arch: Arch) -> list[Launch]:
 
 
 def build(launch: Launch, arch: Arch) -> Build:
-    """Compile one launch for `arch`, or take it from the cache. Raises UnsupportedError if it cannot be compiled."""
+    """Compile one launch for `arch`, or take it from the cache. Raises CompileError if it cannot be compiled."""
     if triton.knobs.runtime.interpret:
-        raise UnsupportedError(
-            "Kernels cannot be compiled here.", "TRITON_INTERPRET is set: they are interpreted.", "Unset it."
-        )
+        raise CompileError("TRITON_INTERPRET is set: kernels are interpreted here, and cannot be compiled. Unset it.")
     started = time.perf_counter()
     chosen, signature, constants, attributes = _specialised(launch, arch)
     source = ASTSource(launch.kernel, signature, constants, attributes)
     try:
         done = compile(source, target=arch.target, options=chosen.__dict__)
     except Exception as error:  # the compiler's own errors have no common type
-        raise UnsupportedError(
-            f"{launch.name} ({launch.form}) does not compile for {arch.name}.", str(error)
-        ) from error
+        raise CompileError(f"{launch.name} ({launch.form}) does not compile for {arch.name}: {error}") from error
     return _report(launch, arch, done, time.perf_counter() - started)
 
 

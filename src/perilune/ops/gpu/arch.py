@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from triton.backends.compiler import GPUTarget
 
-from perilune.errors import ConfigError, nearest
-
 KIB = 1024
 
 
@@ -42,9 +40,9 @@ ARCHES = {
 
 
 def named(name: str) -> Arch:
-    """The architecture called `name`. Raises ConfigError."""
+    """The architecture called `name`. Raises ValueError with those there are."""
     if name not in ARCHES:
-        raise ConfigError(f"No architecture is called {name!r}.", "", nearest(name, ARCHES))
+        raise ValueError(f"No architecture is called {name!r}. Known: {', '.join(ARCHES)}.")
     return ARCHES[name]
 
 

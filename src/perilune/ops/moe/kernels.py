@@ -177,6 +177,6 @@ def combine(parts, ids, out, n, top_k, BLOCK: tl.constexpr):
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     for i in range(top_k):
-        here = tl.load(ids + token * top_k + i) >= 0
-        total += tl.load(parts + (token * top_k + i) * n + at, mask=(at < n) & here, other=0.0)
+        end = tl.where(tl.load(ids + token * top_k + i) >= 0, n, 0)
+        total += tl.load(parts + (token * top_k + i) * n + at, mask=at < end, other=0.0)
     tl.store(out + token * n + at, total, mask=at < n)
