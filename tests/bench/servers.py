@@ -12,6 +12,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from perilune.bench.nullserver import Model, NullServer
+from perilune.bench.progress import Plain
+
+
+class Quiet(Plain):
+    """A meter that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
 
 Answer = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
 
