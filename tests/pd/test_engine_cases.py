@@ -173,6 +173,21 @@ def test_case_35_what_is_sealed_is_complete_and_stays_as_it_is(
     assert torch.equal(p.runner.arenas.page_arena.tensor[p.cache.pages("kept/1")[:3]], first["pages"])
 
 
+def test_pages_arrive_while_later_chunks_still_compute(engines: Engines) -> None:
+    prompt, p, d = prompt_of(300, 200), engines.cores["p"], engines.cores["d"]
+    ticket = engines.ticket("split", prompt, GREEDY, early=True)
+    engines.add("d", "split", prompt, GREEDY, handover=Borrow(ticket))
+    while p.scheduler.running[0].computed < 192:
+        engines.turn("p")
+    assert d.handover is not None
+    counters, status = d.handover.exchange.counters, d.status()
+    assert status is not None
+    pages = 192 * status["cost"]["token_bytes"]
+    engines.until(lambda: counters.early_bytes == pages, "d")  # the prefill engine stands still meanwhile
+    assert engines.finish("split").tokens == together(engines, prompt)
+    assert counters.received_bytes == 300 * status["cost"]["token_bytes"] + status["cost"]["state_bytes"]
+
+
 @pytest.mark.parametrize("early", [False, True], ids=["whole", "streamed"])
 def test_case_17_a_lease_that_ended_is_computed_here(engines: Engines, early: bool) -> None:
     prompt = prompt_of(200, 200)

@@ -275,6 +275,7 @@ class Borrower:
         if isinstance(report, Fetched):
             transfer.nbytes += report.nbytes
             self._counters.received_bytes += report.nbytes
+            self._counters.early_bytes += 0 if transfer.reception.sealed else report.nbytes
             self._counters.descriptors += report.runs
             self._counters.note_rate(report.nbytes, report.seconds)
             actions = transfer.reception.fetched(report.job, now)
