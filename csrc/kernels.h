@@ -98,6 +98,20 @@ struct KdaPrefillArgs {
   int threads;
 };
 
+// Normed latents and rotated keys of [T] tokens into their pages; the rope part of q is rotated where it lies.
+struct MlaStoreArgs {
+  bf16* q;         // [T, H, nope + rope]
+  const bf16* kv;  // [T, R + rope]
+  const bf16* norm;
+  float eps;
+  const float *cosine, *sine;  // [T, rope / 2], or null: nothing is rotated
+  int64_t tokens, heads, nope, rope, rank;
+  bf16* pages;  // page p at pages + p * page_stride: [64, R + rope]
+  int64_t page_stride;
+  const int64_t *page_ids, *offsets;  // [T]
+  int threads;
+};
+
 // Absorbed attention of n rows, each over the first lengths[i] tokens of its own pages.
 struct MlaDecodeArgs {
   const bf16* q;  // [n, H, nope + rope]
@@ -112,7 +126,7 @@ struct MlaDecodeArgs {
   int threads;
 };
 
-// Causal attention of one sequence's new tokens, expanded: see mla.h.
+// Causal attention of one sequence's new tokens, expanded: see mla_prefill.h.
 struct MlaPrefillArgs {
   const bf16* q;  // [T, H, nope + rope] at positions start ..
   int64_t tokens, start, heads, nope, rope, v_dim, rank;
@@ -149,16 +163,30 @@ struct RouteArgs {
   int threads;
 };
 
+// How the bytes of a row change before its words become part of a strip.
+enum Swap : int { kAsStored = 0, kPairs = 1, kEvenFirst = 2 };
+
+// `rows` rows, a multiple of 16, to strips in place: units of 1, 2 or 4 bytes side by side.
+struct StripsArgs {
+  uint8_t* data;
+  int64_t rows, row_bytes;
+  int unit;
+  int swap;
+  int threads;
+};
+
 struct Kernels {
   const char* name;
   void (*linear)(const LinearArgs&);
   void (*experts)(const ExpertsArgs&);
   void (*kda_prefill)(const KdaPrefillArgs&);
   void (*kda_decode)(const KdaDecodeArgs&);
+  void (*mla_store)(const MlaStoreArgs&);
   void (*mla_decode)(const MlaDecodeArgs&);
   void (*mla_prefill)(const MlaPrefillArgs&);
   void (*rms_norm)(const RmsNormArgs&);
   void (*route)(const RouteArgs&);
+  void (*strips)(const StripsArgs&);
 };
 
 // The fastest table this processor can run, or null with the reason in *why.

@@ -334,13 +334,13 @@ MEASURE = """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_peak_memory_is_the_weights_plus_one_shard(golden_root: Path, tmp_path: Path) -> None:
+def test_peak_memory_is_the_weights(golden_root: Path, tmp_path: Path) -> None:
     grown(golden_root, tmp_path)
     shards = [path.stat().st_size for path in tmp_path.glob("*.safetensors")]
     assert sum(shards) > 180e6
     command = [sys.executable, "-c", textwrap.dedent(MEASURE), str(tmp_path)]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     measured = json.loads(result.stdout)
-    # 16 MB for the allocator and Python: far less than the next shard would add.
+    # 16 MB for the allocator and Python: less than half of what a mapped shard would add.
     assert min(shards) > 32e6
-    assert measured["held"] <= measured["peak"] <= measured["held"] + max(shards) + 16e6
+    assert measured["held"] <= measured["peak"] <= measured["held"] + 16e6

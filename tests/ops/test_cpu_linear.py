@@ -115,6 +115,17 @@ def test_strips_hold_the_same_weight_in_the_same_place(name: str, shape: tuple[i
         assert torch.equal(tiled.expert(1).dequantise(torch.float32), expected[1])
 
 
+@each_variant
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("shape", [(32, 32), (96, 160), (3, 64, 544)])
+def test_the_kernel_that_lays_out_strips_moves_every_byte_as_its_definition(
+    native: Native, name: str, shape: tuple[int, ...]
+) -> None:
+    expected, ours = tile(weight(name, *shape, seed=1)), cpu.prepare(native, weight(name, *shape, seed=1))
+    for key, tensor in expected.tensors.items():
+        assert torch.equal(ours.tensors[key].view(torch.uint8), tensor.view(torch.uint8)), key
+
+
 def test_a_weight_that_does_not_fit_strips_stays_as_it_is() -> None:
     for w in (weight("bf16", 48, 64, seed=1), weight("mxfp4", 64, 48, seed=1), DenseWeight(torch.ones(32, 32))):
         assert tile(w) is w
@@ -217,7 +228,23 @@ def test_experts_give_a_token_the_same_bits_in_any_batch_and_on_any_number_of_th
 
 
 @each_variant
-@pytest.mark.parametrize("expert", [-1, 8, 2**40])
+@pytest.mark.parametrize("strips", [False, True])
+def test_an_expert_of_another_rank_adds_nothing(native: Native, strips: bool) -> None:
+    parts = [weight("int4-32", 4, 64, 64, seed=i) for i in range(3)]
+    x, ids, weights = (
+        random(5, 64, seed=5),
+        torch.tensor([[0, 3], [-1, 2], [1, -1], [-1, -1], [3, 0]]),
+        torch.ones(5, 2),
+    )
+    expected = moe.experts(x.float(), ids, weights, *parts)
+    assert not expected[3].any()
+    ours = moe_cpu.experts(native, x, ids, weights, *(map(tile, parts) if strips else parts))
+    assert difference(ours, expected) < EXPERTS_LIMIT
+    assert not ours[3].any()
+
+
+@each_variant
+@pytest.mark.parametrize("expert", [-2, 8, 2**40])
 def test_an_expert_that_does_not_exist_is_refused(native: Native, expert: int) -> None:
     gate, up, down = (weight("bf16", 8, 32, 32, seed=s) for s in (1, 2, 3))
     ids = torch.tensor([[0, expert]])

@@ -132,3 +132,14 @@ def test_experts_equal_the_sum_written_out() -> None:
         for e, w in zip(ids[t].tolist(), weights[t].tolist(), strict=True):
             expected += w * (down[e] @ (torch.nn.functional.silu(gate[e] @ x[t]) * (up[e] @ x[t])))
         assert torch.allclose(out[t], expected, atol=1e-4)
+
+
+def test_an_expert_of_another_rank_adds_nothing() -> None:
+    random = torch.Generator().manual_seed(0)
+    stacks = [DenseWeight(torch.randn(2, 4, 4, generator=random)) for _ in range(3)]
+    x, weights = torch.randn(3, 4, generator=random), torch.ones(3, 2)
+    out = moe.experts(x, torch.tensor([[0, -1], [-1, -1], [1, 0]]), weights, *stacks)
+    only = moe.experts(x, torch.tensor([[0], [0], [0]]), torch.tensor([[1.0], [0.0], [1.0]]), *stacks)
+    assert torch.equal(out[0], only[0])
+    assert not out[1].any()
+    assert out[2].any()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from perilune.engine.config import EngineConfig, plan_engine
 from perilune.errors import CheckpointError, ConfigError, PeriluneError
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.config import read_config
+from perilune.models.share import Share
 from perilune.plan.device import Machine
 from perilune.plan.folder import plan_folder
 from perilune.plan.plan import Plan
@@ -92,3 +94,38 @@ def test_full_size_weights_are_those_of_the_facts(configs: Path) -> None:
     assert planned(configs / "kimi-linear-48b").weights_bytes == pytest.approx(91.50 * GIB, rel=1e-3)
     assert planned(configs / "kimi-k2.5").weights_bytes == pytest.approx(594e9, rel=5e-3)
     assert planned(configs / "glm-4.7-flash").weights_bytes == pytest.approx(59.9e9, rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "tp", "ep"), [("kimi_linear", 2, False), ("deepseek_v3", 4, True)])
+def test_a_rank_is_planned_as_the_engine_allocates_it(golden: Path, name: str, tp: int, ep: bool) -> None:
+    plan, whole = planned(golden / name, tp=tp, ep=ep), planned(golden / name)
+    checkpoint = Checkpoint.open(golden / name)
+    shares = [Share(tp, rank, ep) for rank in range(tp)]
+    assert plan.rank_weights_bytes == tuple(checkpoint.weight_bytes(plan.dtype, share=share) for share in shares)
+    assert plan.weights_bytes == max(plan.rank_weights_bytes) < whole.weights_bytes
+    engine = plan_engine(EngineConfig(name, tp=tp, ep=ep), checkpoint.spec)
+    assert plan.cache_bytes == engine.cache.total_bytes
+    assert (plan.tp, plan.memory_bytes) == (tp, whole.memory_bytes // tp)
+    assert "experts shared" in plan.because["weights_bytes"]
+    assert plan.roofline.read_bytes_per_token < whole.roofline.read_bytes_per_token
+
+
+def test_ranks_on_gpus_have_a_memory_each_and_rates_of_their_own(golden: Path) -> None:
+    gpu = Machine(64 * GIB, "test", bandwidth=1e9, compute=1e12, one_memory=False)
+    one, two = (plan_folder(golden / "kimi_linear", gpu, tp=tp) for tp in (1, 2))
+    assert two.memory_bytes == one.memory_bytes
+    assert one.roofline.decode_tokens_per_second
+    assert two.roofline.decode_tokens_per_second
+    assert one.roofline.decode_tokens_per_second < two.roofline.decode_tokens_per_second
+    shared = plan_folder(golden / "kimi_linear", replace(gpu, one_memory=True), tp=2)
+    assert shared.roofline.decode_tokens_per_second == pytest.approx(two.roofline.decode_tokens_per_second / 2)
+
+
+def test_a_rank_is_estimated_from_a_config_alone(golden: Path) -> None:
+    config = golden / "kimi_linear" / "config.json"
+    assert planned(config, tp=2).rank_weights_bytes == planned(golden / "kimi_linear", tp=2).rank_weights_bytes
+
+
+def test_heads_that_ranks_cannot_share_are_refused(golden: Path) -> None:
+    with pytest.raises(ConfigError, match="2 ranks cannot share the 5 attention heads"):
+        planned(golden / "glm4_moe_lite", tp=2)

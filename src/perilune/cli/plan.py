@@ -39,7 +39,11 @@ def plan(
         ),
     ] = True,
     engine: Annotated[str, typer.Option(help="perilune, or vllm: its pages, and what is lost by them.")] = "perilune",
-    tp: Annotated[int, typer.Option("--tp", "--tensor-parallel-size", min=1, help="vllm: GPUs, --memory each.")] = 1,
+    tp: Annotated[
+        int,
+        typer.Option("--tp", "--tensor-parallel-size", min=1, help="Ranks: GPUs with --memory each; CPUs share it."),
+    ] = 1,
+    ep: Annotated[bool, typer.Option("--ep", help="With --tp: experts are shared whole.")] = False,
     utilization: Annotated[
         float, typer.Option("--gpu-memory-utilization", help="vllm: the share of the memory it may take.")
     ] = 0.9,
@@ -96,6 +100,8 @@ def plan(
             dtype=dtype,
             weight_bits=weight_bits,
             prefix_cache=prefix_cache,
+            tp=tp,
+            ep=ep,
         )
 
     planned = plan_at(context, concurrency)

@@ -5,6 +5,7 @@ It holds its share of the model and its own arenas, and runs the steps that the 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -68,7 +69,8 @@ class RankProcess:
             self._door.close()
 
     def say(self, answer: Answer) -> None:
-        self._socket.send(self._encode(answer))
+        with contextlib.suppress(zmq.Again):  # the first rank is gone
+            self._socket.send(self._encode(answer), zmq.NOBLOCK)
 
     def _next(self) -> Order:
         while not self._socket.poll(IDLE_POLL_MS):
@@ -123,7 +125,7 @@ def main(endpoint: str, parent: int) -> int:
     for option in (zmq.SNDHWM, zmq.RCVHWM):
         socket.setsockopt(option, 0)
     socket.setsockopt(zmq.LINGER, 2000)
-    socket.connect(endpoint)
+    socket.bind(endpoint)
     process = RankProcess(socket, parent)
     try:
         process.run()

@@ -1,16 +1,19 @@
-"""Checkpoint -> weights in memory, shard by shard, never the model twice.
+"""Checkpoint -> weights in memory, never the model twice.
 
-Every tensor is allocated once at its final size; each shard is memory-mapped, its tensors copied to their places, and
-unmapped before the next one. Peak memory is the weights plus the pages of one shard. A tensor-parallel rank allocates
-and reads its share only.
+Every tensor is allocated once at its final size and read into its place, by as many threads as compute later. Values
+that change on the way pass through a buffer of a few MB. Peak memory is the weights: nothing is mapped, since the pages
+of a mapped shard stay resident beside what was made of them. A tensor-parallel rank allocates and reads its share only.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +25,7 @@ from perilune.models.families.common import DTYPES
 from perilune.models.holding import Held
 from perilune.models.quantised import Form, Part
 from perilune.models.safetensors_file import StoredTensor
+from perilune.models.shard import Shard, held_as
 from perilune.models.share import WHOLE, Share
 from perilune.ops.linear.formats import (
     DenseWeight,
@@ -52,13 +56,31 @@ class _Copy:
     target: Tensor | None
     scale: Tensor | None = None
 
-    def share(self, values: Tensor) -> Tensor:
-        """Of all the part's `values`, as they would be held, those that are taken. A view."""
-        part = self.form.parts[self.key]
-        if part.taken is None:
-            return values
-        axis, first, last = part.taken
-        return values.narrow(axis, first, last - first)
+    @property
+    def taken(self) -> tuple[int, int, int] | None:
+        """(axis, first, last) of what a rank takes, None for all: `Part.taken`."""
+        part = self.form.parts.get(self.key)
+        return part.taken if part else None
+
+    @property
+    def columns(self) -> int:
+        """Stored values per row, as the tensor would be held."""
+        shape = self.stored.shape if self.form.format in ("int4", "mxfp4", "fp8_block") else self.form.spec.held_shape
+        return math.prod(shape[1:])
+
+    @property
+    def rows(self) -> range:
+        """The stored rows to read: all of them, also where a rank takes some columns of each."""
+        if self.taken and self.taken[0] == 0:
+            return range(*self.taken[1:])
+        return range(math.prod(self.stored.shape) // self.columns)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether one run of the file's bytes is what the target holds."""
+        as_stored = self.target is not None and self.target.dtype == held_as(self.stored.dtype)
+        by_rows = self.key != "zero" and (self.taken is None or self.taken[0] == 0)
+        return as_stored and by_rows and self.scale is None
 
 
 def load_weights(
@@ -88,11 +110,12 @@ def load_weights(
         for copy in _copies(entry, memory[entry.name], checkpoint):
             by_file[copy.stored.file].append(copy)
     done, total = 0, sum(copy.stored.nbytes for copies in by_file.values() for copy in copies)
-    for file in sorted(by_file):
-        for copied in _read_shard(file, by_file[file]):
-            done += copied
-            if progress:
-                progress(done, total)
+    with ThreadPoolExecutor(torch.get_num_threads(), "load") as pool:
+        for file in sorted(by_file):
+            for copied in _read_shard(file, by_file[file], pool):
+                done += copied
+                if progress:
+                    progress(done, total)
     return {entry.name: _finish(entry, memory[entry.name]) for entry in held}
 
 
@@ -128,47 +151,48 @@ def _copies(entry: Held, memory: dict[str, Tensor], checkpoint: Checkpoint) -> I
             yield _Copy(checkpoint.stored[form.shape_name], "shape", form, None)
 
 
-def _read_shard(file: Path, copies: list[_Copy]) -> Iterator[int]:
-    """Do the copies out of one file, front to back; yields the stored bytes of each. Unmaps the file at the end."""
-    size = max(copy.stored.offset + copy.stored.nbytes for copy in copies)
-    try:
-        data = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8)
-    except RuntimeError as error:
-        raise CheckpointError(f"{file} cannot be mapped.", str(error), "Check that it has not changed.") from error
-    for copy in sorted(copies, key=lambda copy: copy.stored.offset):
-        source = _view(data, copy)
-        if copy.target is None:
-            _check_shape(copy.form, source.tolist())
-        elif copy.scale is not None:
-            _round(copy.share(source), copy.form.group, copy.target, copy.scale)
-        elif copy.key == "zero":
-            # Packed along the outputs in the files: [N/8, groups] -> [N, groups].
-            copy.target.copy_(copy.share(unpack_int4(source.T, copy.form.spec.shape[0]).T))
-        elif copy.form.format == "dense":
-            copy.target.copy_(copy.share(source.reshape(copy.form.spec.held_shape)))
+def _read_shard(file: Path, copies: list[_Copy], pool: Executor) -> Iterator[int]:
+    """Do the copies out of one file; yields the stored bytes of each."""
+    with Shard(file) as shard:
+        copies = sorted(copies, key=lambda copy: copy.stored.offset)
+        # not in the pool: torch converts with threads of its own
+        for copy in copies:
+            if copy.target is None:
+                _check_shape(copy.form, shard.values(copy.stored).tolist())
+            elif not copy.is_plain:
+                _convert(shard, copy, copy.target)
+            else:
+                continue
+            yield copy.stored.nbytes
+        yield from pool.map(partial(_fill, shard), [copy for copy in copies if copy.is_plain])
+
+
+def _fill(shard: Shard, copy: _Copy) -> int:
+    assert copy.target is not None
+    shard.fill(copy.target, copy.stored.offset + copy.rows.start * copy.columns * copy.target.itemsize)
+    return copy.stored.nbytes
+
+
+def _convert(shard: Shard, copy: _Copy, target: Tensor) -> None:
+    """Copy what is not held as it is stored, some rows at a time: a head in fp32 would be large."""
+    if copy.key == "zero":
+        # Packed along the outputs in the files: [N/8, groups] -> [N, groups].
+        packed = shard.values(copy.stored).view(copy.stored.shape)
+        zero = unpack_int4(packed.T, copy.form.spec.shape[0]).T
+        target.copy_(zero.narrow(copy.taken[0], copy.taken[1], target.shape[copy.taken[0]]) if copy.taken else zero)
+        return
+    rows, columns, target = copy.rows, copy.columns, target.view(len(target), -1)
+    step = max(1, _AT_ONCE // columns)
+    for first in range(0, len(rows), step):
+        count = min(step, len(rows) - first)
+        values = shard.values(copy.stored, (rows.start + first) * columns, count * columns).view(count, columns)
+        if copy.taken and copy.taken[0] == 1:
+            values = values[:, slice(*copy.taken[1:])]
+        if copy.scale is None:
+            target[first : first + count] = values
         else:
-            copy.target.copy_(copy.share(source))
-        yield copy.stored.nbytes
-
-
-def _round(source: Tensor, group: int, target: Tensor, scale: Tensor) -> None:
-    """Dense [N, K] -> int8 and its scales, some rows at a time: the head in fp32 would be large."""
-    rows = max(1, _AT_ONCE // source.shape[1])
-    for first in range(0, source.shape[0], rows):
-        part = quantise_int8(source[first : first + rows], group)
-        target[first : first + rows] = part.data
-        scale[first : first + rows] = part.scale
-
-
-def _view(data: Tensor, copy: _Copy) -> Tensor:
-    """The stored tensor as a view of the mapped file."""
-    stored = copy.stored
-    raw = data[stored.offset : stored.offset + stored.nbytes]
-    # An e8m0 scale is held as the byte it is.
-    dtype = torch.uint8 if stored.dtype == "float8_e8m0fnu" else getattr(torch, stored.dtype)
-    if stored.offset % dtype.itemsize:
-        raw = raw.clone()
-    return raw.view(dtype).reshape(stored.shape)
+            rounded = quantise_int8(values, copy.form.group)
+            target[first : first + count], copy.scale[first : first + count] = rounded.data, rounded.scale
 
 
 def _check_shape(form: Form, found: list[int]) -> None:

@@ -64,6 +64,7 @@ class _Source:
     """One prefill engine, by its control address. `met` is the incarnation that the ranks know."""
 
     socket: zmq.Socket[bytes]
+    used: float
     description: Description | None = None
     met: str = ""
     refusal: str = ""
@@ -119,7 +120,8 @@ class Borrower:
         now, address = time.monotonic(), wanted.ticket.control
         source = self._sources.get(address)
         if source is None:
-            source = self._sources[address] = _Source(self._connect(address))
+            source = self._sources[address] = _Source(self._connect(address), now)
+        source.used = now
         known = source.description
         if known is not None and known.rendezvous.incarnation == wanted.ticket.incarnation:
             self._begin(wanted, source, known, now)
@@ -167,7 +169,7 @@ class Borrower:
         """Tell the engine that gave the ticket that nobody will come."""
         source = self._sources.get(ticket.control)
         if source is None:
-            source = self._sources[ticket.control] = _Source(self._connect(ticket.control))
+            source = self._sources[ticket.control] = _Source(self._connect(ticket.control), time.monotonic())
         self._send(source, ticket.incarnation, Abandon(ticket.id, reason))
 
     def abort(self, request: str, reason: str) -> None:
@@ -272,8 +274,22 @@ class Borrower:
                 self._perform(transfer, transfer.reception.tick(now))
         for source in self._sources.values():
             self._flush_renewals(source)
+        self._part(now)
         states = [transfer for transfer in self._transfers.values() if transfer.reception.state in _QUARANTINED]
         self._counters.quarantined_pages = sum(len(transfer.wanted.place.pages) for transfer in states)
+
+    def _part(self, now: float) -> None:
+        """Engines come and go under new addresses: what leads to one that is not used any more is closed."""
+        busy = {id(transfer.source) for transfer in self._transfers.values()}
+        for address, source in list(self._sources.items()):
+            if id(source) in busy or source.waiting:
+                source.used = now
+            elif now > source.used + self._settings.idle_seconds:
+                for rank in self._ranks if source.met else ():
+                    for name in rank.transports:
+                        rank.send(name, Forget(source.met))
+                source.socket.close(linger=0)
+                del self._sources[address]
 
     @property
     def deadline(self) -> float | None:

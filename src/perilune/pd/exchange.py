@@ -231,10 +231,12 @@ class Exchange:
         poller.register(self._lender.socket, zmq.POLLIN)
         poller.register(self._inbox_bell.fileno(), zmq.POLLIN)
         while not self._closing or self._borrower.busy:
-            for socket in self._borrower.sockets:
-                if socket not in known:
-                    known.add(socket)
-                    poller.register(socket, zmq.POLLIN)
+            sockets = set(self._borrower.sockets)
+            for socket in known - sockets:
+                poller.unregister(socket)
+            for socket in sockets - known:
+                poller.register(socket, zmq.POLLIN)
+            known = sockets
             poller.poll(int(self._timeout() * 1000) + 1)
             try:
                 self._turn()

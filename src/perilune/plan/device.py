@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from perilune.host.profiles import DeviceProfile
 
@@ -11,7 +11,8 @@ from perilune.host.profiles import DeviceProfile
 class Machine:
     """What a plan needs to know of one device: bytes, bytes/s, FLOP/s, None where not known; `source` says whose.
 
-    `name` is the profile's, for what is known of how near to its bounds engines come.
+    `name` is the profile's, for what is known of how near to its bounds engines come. `one_memory`: ranks that share a
+    model share the device too, as on a CPU; else each has a device like this.
     """
 
     memory: int
@@ -19,6 +20,19 @@ class Machine:
     bandwidth: float | None = None
     compute: float | None = None
     name: str | None = None
+    one_memory: bool = True
+
+    def of_rank(self, ranks: int) -> Machine:
+        """What one of `ranks` has."""
+        if ranks == 1 or not self.one_memory:
+            return self
+        return replace(
+            self,
+            memory=self.memory // ranks,
+            source=f"{self.source}, shared by {ranks} ranks",
+            bandwidth=None if self.bandwidth is None else self.bandwidth / ranks,
+            compute=None if self.compute is None else self.compute / ranks,
+        )
 
 
 def machine_of(device: DeviceProfile, memory: tuple[int, str] | None = None) -> Machine:
@@ -33,4 +47,4 @@ def machine_of(device: DeviceProfile, memory: tuple[int, str] | None = None) -> 
         assert device.memory is not None, f"{device.name} has the memory of the host it is in"
         memory = (device.memory, f"{device.title}: {device.because['memory']}")
     bandwidth = device.measured_bandwidth or device.bandwidth
-    return Machine(*memory, bandwidth, rates[0] if rates else None, device.name)
+    return Machine(*memory, bandwidth, rates[0] if rates else None, device.name, device.unified)

@@ -5,6 +5,7 @@ Weights are counted from the checkpoint's headers where its files are, else from
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from perilune.cache.geometry import CacheGeometry
@@ -13,6 +14,7 @@ from perilune.models.checkpoint import INDEX, SINGLE, Checkpoint
 from perilune.models.config import ConfigFiles, read_config, read_json
 from perilune.models.estimate import estimated_weight_bytes
 from perilune.models.quantised import WEIGHT_BITS
+from perilune.models.share import WHOLE, Share, narrow
 from perilune.plan.device import Machine
 from perilune.plan.plan import Plan, plan_model
 
@@ -28,20 +30,25 @@ def plan_folder(
     dtype: str = "auto",
     weight_bits: str = "auto",
     prefix_cache: bool = True,
+    tp: int = 1,
+    ep: bool = False,
 ) -> Plan:
     """Plan the model at `path`, a folder or a config.json, on `machine`.
 
     `context=None` is the engine's default, or the model's limit if that is less; `dtype="auto"` the checkpoint's own;
-    `weight_bits` "auto" (16), "8" or "16", as the engine takes it.
+    `weight_bits` "auto" (16), "8" or "16", and `tp` ranks, with `ep` by whole experts, as the engine takes them.
     Raises CheckpointError or UnsupportedError for a model that cannot be read, ConfigError as `plan_model`.
     """
     files = read_config(path)
     kept = files.spec.dtype if dtype == "auto" else dtype
     CacheGeometry.of(files.spec, kept)  # refuses an unknown dtype before weights are counted in it
+    shares = [Share(tp, rank, ep) for rank in range(tp)]
+    for share in shares:
+        narrow(files.spec, share)  # refuses what ranks cannot share
     if weight_bits not in WEIGHT_BITS:
         raise ConfigError(f"weight_bits {weight_bits!r} is not known.", "", f"Known: {', '.join(WEIGHT_BITS)}.")
     bits = WEIGHT_BITS[weight_bits]
-    weights_bytes, weights_source = count_weights(path, files, kept, bits)
+    weights_bytes, weights_source = count_weights(path, files, kept, bits, shares)
     return plan_model(
         files.spec,
         machine,
@@ -52,19 +59,23 @@ def plan_folder(
         dtype=kept,
         weight_bits=bits,
         prefix_cache=prefix_cache,
+        ep=ep,
     )
 
 
-def count_weights(path: Path, files: ConfigFiles, dtype: str, weight_bits: int = 16) -> tuple[int, str]:
-    """(bytes in memory for a model run in `dtype`, how they were counted).
+def count_weights(
+    path: Path, files: ConfigFiles, dtype: str, weight_bits: int = 16, shares: Sequence[Share] = (WHOLE,)
+) -> tuple[list[int], str]:
+    """(bytes in memory of each share of a model run in `dtype`, how they were counted).
 
     Raises CheckpointError if all files are there and one is broken: the engine could not load it either.
     """
     missing = _missing(path)
     if missing is None:
-        counted, source = Checkpoint.open(path).weight_bytes(dtype, weight_bits), "from the checkpoint's tensors"
-        return counted, f"{source}, packed ones kept packed{_rounded(weight_bits)}"
-    counted = estimated_weight_bytes(files.config, files.spec, dtype, weight_bits)
+        checkpoint = Checkpoint.open(path)
+        counted = [checkpoint.weight_bytes(dtype, weight_bits, share) for share in shares]
+        return counted, f"from the checkpoint's tensors, packed ones kept packed{_rounded(weight_bits)}"
+    counted = [estimated_weight_bytes(files.config, files.spec, dtype, weight_bits, share) for share in shares]
     return counted, f"from the config's shapes{_rounded(weight_bits)}; {missing}"
 
 

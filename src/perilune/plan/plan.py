@@ -5,11 +5,13 @@ The cache is sized by the function the engine calls, so `cache_bytes` is what it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from perilune.cache.budget import default_snapshots, plan_cache
 from perilune.cache.geometry import PAGE_TOKENS, CacheGeometry
 from perilune.errors import ConfigError
+from perilune.models.share import Share, narrow
 from perilune.models.spec import ModelSpec
 from perilune.plan.device import Machine
 from perilune.plan.efficiency import efficiency
@@ -24,6 +26,9 @@ from perilune.units import format_bytes
 @dataclass(frozen=True)
 class Plan:
     """One model at one context and concurrency in one memory. Bytes unless named otherwise.
+
+    Of `tp` ranks that share the model, bytes and rates are those of the one that holds most; each has such a memory.
+    `rank_weights_bytes` are all ranks', in their order; the cache is the same on each.
 
     `max_context` is the largest context for `concurrency` sequences, `max_concurrency` the most sequences of
     `context` tokens; 0 where nothing fits. The prefix cache has `snapshot_slots` rows of `slot_bytes` beside the
@@ -62,6 +67,8 @@ class Plan:
     fits: bool
     roofline: Roofline
     because: dict[str, str]
+    tp: int = 1
+    rank_weights_bytes: tuple[int, ...] = ()
 
 
 def plan_model(
@@ -70,18 +77,21 @@ def plan_model(
     *,
     context: int,
     concurrency: int,
-    weights_bytes: int,
+    weights_bytes: int | Sequence[int],
     weights_source: str = "as held in memory",
     dtype: str | None = None,
     weight_bits: int = 16,
     step_tokens: int = STEP_TOKENS,
     prefix_cache: bool = True,
+    ep: bool = False,
 ) -> Plan:
     """Plan `concurrency` sequences of `context` tokens on `machine`; `dtype=None` is the checkpoint's own.
 
-    `weights_bytes` is the sum; `weight_bits` 8 says that dense matrices are rounded in it. What the machine's rates
-    are, if known, adds expected ones.
-    Raises ConfigError for a context the model does not have, a number below 1, or a dtype that holds no cache.
+    `weights_bytes` is the sum, or one number per rank for ranks that share the model, with `ep` by whole experts;
+    `weight_bits` 8 says that dense matrices are rounded in it. What the machine's rates are, if known, adds expected
+    ones.
+    Raises ConfigError for a context the model does not have, a number below 1, a dtype that holds no cache, or ranks
+    that cannot share the model.
     """
     if context > spec.max_context:
         raise ConfigError(
@@ -89,17 +99,23 @@ def plan_model(
             "The checkpoint's config sets the limit.",
             f"Ask for {spec.max_context} or less.",
         )
-    geometry = CacheGeometry.of(spec, dtype or spec.dtype)
+    each = (weights_bytes,) if isinstance(weights_bytes, int) else tuple(weights_bytes)
+    weights_bytes, tp = max(each), len(each)
+    share, machine = Share(tp, each.index(weights_bytes), ep), machine.of_rank(tp)
+    own = narrow(spec, share)
+    geometry = CacheGeometry.of(spec, dtype or spec.dtype, tp)
     cache = plan_cache(geometry, context, concurrency, snapshots=None if prefix_cache else 0)
-    work, parameters = workspace(spec, step_tokens), count_parameters(spec)
+    work, parameters = workspace(own, step_tokens), count_parameters(spec)
     memory = machine.memory
     need = weights_bytes + cache.total_bytes + work.total(concurrency)
     rows_each = 1 + (default_snapshots(geometry, 1) if prefix_cache else 0)
     room = _Room(spec, geometry, work, memory - weights_bytes, rows_each)
     reach, crowd = room.max_context(concurrency), room.max_concurrency(context)
     fits = need <= memory
+    # a rank's traffic is that of a model of its size; experts shared whole are as many bytes as shared by width
+    read = replace(narrow(spec, Share(tp, share.rank)), vocab=len(share.of(spec.vocab)))
     speed = roofline(
-        spec, geometry, weights_bytes,
+        read, geometry, weights_bytes,
         depth=context, concurrency=concurrency, bandwidth=machine.bandwidth, compute=machine.compute,
         weight_bits=weight_bits, efficiency=efficiency(machine.name, spec),
     )  # fmt: skip
@@ -108,7 +124,7 @@ def plan_model(
         "parameters_total": "counted from the config's shapes",
         "parameters_active": "what one token reads: all but the input embedding and the experts it is not sent to",
         "dtype": "the checkpoint's own" if dtype in (None, spec.dtype) else f"as set; the checkpoint is {spec.dtype}",
-        "weights_bytes": weights_source,
+        "weights_bytes": weights_source + _of_ranks(share, each),
         **cache_reasons(geometry, cache, concurrency, context),
         **snapshot_reasons(geometry, cache, speed),
         "workspace_bytes": f"an estimate: {format_bytes(PROCESS_BYTES)} of libraries, {step_tokens} prompt tokens per "
@@ -149,7 +165,16 @@ def plan_model(
         fits=fits,
         roofline=speed,
         because=because,
+        tp=tp,
+        rank_weights_bytes=each,
     )
+
+
+def _of_ranks(share: Share, each: Sequence[int]) -> str:
+    if share.tp == 1:
+        return ""
+    least = "" if min(each) == max(each) else f", the others from {format_bytes(min(each))}"
+    return f"; rank {share.rank} of {share.tp}{least}, experts shared {'whole' if share.ep else 'by width'}"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def render(plan: Plan) -> RenderableType:
 def _verdict(plan: Plan) -> Text:
     word, style = ("fits", "bold green") if plan.fits else ("does not fit", "bold red")
     total, memory = format_bytes(plan.total_bytes), format_bytes(plan.memory_bytes)
-    asked = f"{plan.concurrency} x {plan.context} tokens"
+    asked = f"{plan.concurrency} x {plan.context} tokens" + (f" on each of {plan.tp} ranks" if plan.tp > 1 else "")
     return Text.assemble(
         (f"{plan.architecture} {word}", style), f": {asked} need {total} of {memory}; {plan.because['fits']}."
     )

@@ -147,6 +147,7 @@ function Transcript({ conversation }: { conversation: Conversation }) {
 function spoken(state: string | undefined, error: string | undefined, output: number | undefined): string {
   if (error) return error
   if (state === 'stopped') return 'The answer was stopped.'
+  if (state === 'interrupted') return 'The answer was interrupted.'
   return output === undefined ? 'The answer is complete.' : `The answer is complete, ${count(output)} tokens.`
 }
 

@@ -29,15 +29,18 @@ const marked = new Marked({
   },
 })
 
+const PLAIN = ['title', 'start', 'align', 'target', 'rel', 'tabindex']
+
 const ALLOWED = {
   ALLOWED_TAGS:
     'a blockquote br code del div em h3 h4 h5 h6 hr li ol p pre strong table tbody td th thead tr ul'.split(' '),
-  ALLOWED_ATTR: ['href', 'title', 'start', 'align', 'target', 'rel', 'tabindex'],
+  ALLOWED_ATTR: ['href', ...PLAIN],
+  ADD_URI_SAFE_ATTR: PLAIN,
   ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
-  RETURN_TRUSTED_TYPE: true,
-} as const
+  RETURN_TRUSTED_TYPE: true as const,
+}
 
 /** A text's paragraphs, lists, tables…: each in its own source, so that while more arrives only the last one changes. */
 export function blocks(text: string): string[] {
@@ -46,7 +49,7 @@ export function blocks(text: string): string[] {
 
 export function render(source: string): TrustedHTML | string {
   const html = marked.parse(source, { async: false })
-  return DOMPurify.sanitize(html, { ...ALLOWED, ALLOWED_TAGS: [...ALLOWED.ALLOWED_TAGS], ALLOWED_ATTR: [...ALLOWED.ALLOWED_ATTR] })
+  return DOMPurify.sanitize(html, ALLOWED)
 }
 
 function link(href: string, label: string, isHtml = false): string {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,11 +13,26 @@ from torch import Tensor
 from perilune.ops.linear.formats import TiledWeight, Weight, tile
 from perilune.ops.native import BF16, Native, address
 
+_SWAPS = {None: 0, (1, 1): 0, (2, 2): 1, (4, 2): 2}  # `Swap` in csrc/kernels.h
+
 
 def prepare(native: Native, weight: Weight) -> Weight:
     """`weight` in strips if it can be, rearranged in place, with its handle: what the kernels are fastest with."""
-    tiled = tile(weight)
+    tiled = tile(weight, partial(interleave, native))
     return replace(tiled, handle=native.weight(tiled)) if isinstance(tiled, TiledWeight) else tiled
+
+
+def interleave(native: Native, tensor: Tensor, swap: tuple[int, int] | None) -> None:
+    """As `strips.interleave`. Raises KernelInputError."""
+    *rows, columns = tensor.shape
+    native.kernels.strips(
+        address(tensor, tensor.dtype, *tensor.shape, name="a part of a weight"),
+        math.prod(rows),
+        columns * tensor.itemsize,
+        4 if swap else tensor.itemsize,
+        _SWAPS[swap],
+        native.threads,
+    )
 
 
 def linear(native: Native, x: Tensor, weight: Weight) -> Tensor:

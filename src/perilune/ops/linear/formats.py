@@ -220,7 +220,7 @@ def stack(weights: Sequence[_W]) -> _W:
     return dataclasses.replace(first, **parts)
 
 
-def tile(weight: Weight) -> Weight:
+def tile(weight: Weight, rearrange: Callable[[Tensor, tuple[int, int] | None], None] = interleave) -> Weight:
     """The weight in strips, rearranged in place: nobody else may read its tensors any more.
 
     Returned as it is: one that is in strips, whose sides are not multiples of 32, or whose values no kernel reads.
@@ -231,7 +231,7 @@ def tile(weight: Weight) -> Weight:
         return weight
     for name, swap in weight.in_strips.items():
         if name in weight.tensors:
-            interleave(weight.tensors[name], swap)
+            rearrange(weight.tensors[name], swap)
     return TiledWeight(weight)
 
 
