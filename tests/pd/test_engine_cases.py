@@ -173,6 +173,21 @@ def test_case_35_what_is_sealed_is_complete_and_stays_as_it_is(
     assert torch.equal(p.runner.arenas.page_arena.tensor[p.cache.pages("kept/1")[:3]], first["pages"])
 
 
+def test_pages_arrive_while_later_chunks_still_compute(engines: Engines) -> None:
+    prompt, p, d = prompt_of(300, 200), engines.cores["p"], engines.cores["d"]
+    ticket = engines.ticket("split", prompt, GREEDY, early=True)
+    engines.add("d", "split", prompt, GREEDY, handover=Borrow(ticket))
+    while p.scheduler.running[0].computed < 192:
+        engines.turn("p")
+    assert d.handover is not None
+    counters, status = d.handover.exchange.counters, d.status()
+    assert status is not None
+    pages = 192 * status["cost"]["token_bytes"]
+    engines.until(lambda: counters.early_bytes == pages, "d")  # the prefill engine stands still meanwhile
+    assert engines.finish("split").tokens == together(engines, prompt)
+    assert counters.received_bytes == 300 * status["cost"]["token_bytes"] + status["cost"]["state_bytes"]
+
+
 @pytest.mark.parametrize("early", [False, True], ids=["whole", "streamed"])
 def test_case_17_a_lease_that_ended_is_computed_here(engines: Engines, early: bool) -> None:
     prompt = prompt_of(200, 200)
@@ -256,6 +271,27 @@ def test_a_client_that_leaves_a_waiting_request_frees_the_cache_at_once(path: Pa
     engines.cores["d"].abort("split")
     engines.until(lambda: engines.cores["p"].cache.holders == 0)
     engines.cores["d"].abort("first")
+    engines.idle()
+
+
+def test_case_19_the_lease_of_a_waiting_request_is_renewed(path: Path, make: Make) -> None:
+    """Nothing has been read yet, since the decode engine is full, and still its cache does not expire."""
+    short = RoleConfig("prefill", transports=("local",), lease_seconds=1.5)
+    engines = Engines(p=make(path, short), d=make(path, "decode", max_running=1), both=make(path))
+    engines.add("d", "first", prompt_of(20, 200), replace(GREEDY, max_tokens=480))
+    engines.turn("d")
+    p, prompt = engines.cores["p"], prompt_of(70, 200)
+    ticket = engines.ticket("split", prompt, GREEDY)
+    engines.add("d", "split", prompt, GREEDY, handover=Borrow(ticket))
+    assert p.handover is not None
+    book = p.handover.exchange._lender.book
+    engines.until(lambda: book.claimed == 1, "p")
+    (lease,) = book._open.values()
+    claimed = lease.renewed
+    engines.until(lambda: lease.renewed > claimed or not len(book), "p")
+    assert lease.renewed > claimed
+    engines.cores["d"].abort("first")
+    assert engines.finish("split").tokens == together(engines, prompt)
     engines.idle()
 
 
