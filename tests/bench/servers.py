@@ -81,6 +81,7 @@ def fake(answer: Answer, metrics: Callable[[], str] = lambda: "") -> Iterator[st
 def whole(handler: BaseHTTPRequestHandler, status: int, text: str) -> None:
     data = text.encode()
     handler.send_response(status)
+    handler.send_header("Content-Type", "application/json" if text.startswith("{") else "text/plain")
     handler.send_header("Content-Length", str(len(data)))
     handler.end_headers()
     handler.wfile.write(data)

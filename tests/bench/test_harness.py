@@ -56,7 +56,9 @@ def test_lm_eval_asks_questions_of_a_local_file(tmp_path: Path, monkeypatch: pyt
     )
 
     def answer(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        asked = int(body["messages"][-1]["content"].split()[0])
+        content = body["messages"][-1]["content"]
+        text = content if isinstance(content, str) else content[0]["text"]
+        asked = int(text.split()[0])
         said = str(asked + 1 if asked != 2 else 0)
         message = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
         servers.whole(handler, 200, json.dumps({"choices": [message]}))
