@@ -92,6 +92,15 @@ inline vu look_up_bytes(const uint8_t* table, vu index) {
   return (vu)bytes;
 #endif
 }
+// What the low four bits of each lane stand for in int4: their value less 8.
+inline vf signed_nibbles(vi x) {
+#if defined(__AVX512F__)
+  alignas(64) static constexpr float value[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+  return (vf)_mm512_permutexvar_ps((__m512i)x, _mm512_load_ps(value));
+#else
+  return to_float((x & 15) - 8);
+#endif
+}
 // kLanes signed bytes as whole numbers.
 inline vi whole_signed(const int8_t* p) { return ((whole((const uint8_t*)p) ^ 128) - 128); }
 // e4m3 codes in 16-bit lanes -> bf16, exactly: fields move up by four bits and the exponent's bias from 7 to 127; the

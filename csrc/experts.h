@@ -83,7 +83,7 @@ inline void gate_and_up(const ExpertsArgs& a, const word* const* panel, int64_t 
 // Weights in strips. x and hidden are rows of words; an expert's rows become panels when their weights pass.
 inline void experts_tiled(const ExpertsArgs& a) {
   const int64_t experts = a.gate.experts, width = a.gate.n, d = a.down.n, slots = a.first[experts];
-  const RowForm form[2] = {a.gate, a.up}, hidden_form(a.down);
+  const RowForm form[2] = {a.gate, a.up}, hidden_form(a.down, true);
   const bool alike = form[0] == form[1];  // gate and up read the same rows
   const int64_t words[2] = {form[0].words(), form[1].words()}, hidden_words = hidden_form.words();
   int64_t used = 0;

@@ -98,6 +98,20 @@ struct KdaPrefillArgs {
   int threads;
 };
 
+// Normed latents and rotated keys of [T] tokens into their pages; the rope part of q is rotated where it lies.
+struct MlaStoreArgs {
+  bf16* q;         // [T, H, nope + rope]
+  const bf16* kv;  // [T, R + rope]
+  const bf16* norm;
+  float eps;
+  const float *cosine, *sine;  // [T, rope / 2], or null: nothing is rotated
+  int64_t tokens, heads, nope, rope, rank;
+  bf16* pages;  // page p at pages + p * page_stride: [64, R + rope]
+  int64_t page_stride;
+  const int64_t *page_ids, *offsets;  // [T]
+  int threads;
+};
+
 // Absorbed attention of n rows, each over the first lengths[i] tokens of its own pages.
 struct MlaDecodeArgs {
   const bf16* q;  // [n, H, nope + rope]
@@ -112,7 +126,7 @@ struct MlaDecodeArgs {
   int threads;
 };
 
-// Causal attention of one sequence's new tokens, expanded: see mla.h.
+// Causal attention of one sequence's new tokens, expanded: see mla_prefill.h.
 struct MlaPrefillArgs {
   const bf16* q;  // [T, H, nope + rope] at positions start ..
   int64_t tokens, start, heads, nope, rope, v_dim, rank;
@@ -167,6 +181,7 @@ struct Kernels {
   void (*experts)(const ExpertsArgs&);
   void (*kda_prefill)(const KdaPrefillArgs&);
   void (*kda_decode)(const KdaDecodeArgs&);
+  void (*mla_store)(const MlaStoreArgs&);
   void (*mla_decode)(const MlaDecodeArgs&);
   void (*mla_prefill)(const MlaPrefillArgs&);
   void (*rms_norm)(const RmsNormArgs&);

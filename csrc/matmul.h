@@ -67,7 +67,7 @@ inline void block(const Elem* const* x, int64_t m, const Rows& w, int64_t n0, in
       }
     }
     for (int64_t j = 0; j < nb; j++)
-      for (int64_t k = 0; k < count; k += 32) w.run(n0 + j, at + k, scratch + j * kDepth + k);
+      for (int64_t k = 0; k < count; k += 32) unpack(w, n0 + j, at + k, scratch + j * kDepth + k);
     for (int64_t i = 0; i < m; i += kBand)
       for (int64_t j = 0; j < nb; j += 4) {
         const Elem* rows[4];

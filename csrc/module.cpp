@@ -153,6 +153,19 @@ NB_MODULE(_kernels, m) {
                       at<float>(t[6]), at<bf16>(t[7]), eps, rows.data(), slots.data(), int64_t(rows.size()), sizes[2],
                       dim, sizes[4], at<float>(t[8]), sizes[5], at<bf16>(t[9]), sizes[6], at<bf16>(t[10]), threads});
       })
+      .def("mla_store", [](const Kernels& k, Address q, Address kv, Address norm, float eps, Address cosine, Address sine,
+                           std::vector<int64_t> sizes, Address pages, int64_t page_count, int64_t page_stride,
+                           Address page_ids, Address offsets, int threads) {
+        require(sizes.size() == 5 && sizes[3] % 2 == 0 && !cosine == !sine, "mla_store: wrong arguments");
+        for (int64_t t = 0; t < sizes[0]; t++) {
+          check_index(at<int64_t>(page_ids)[t], page_count, "page");
+          check_index(at<int64_t>(offsets)[t], 64, "offset");
+        }
+        nb::gil_scoped_release release;
+        k.mla_store({at<bf16>(q), at<bf16>(kv), at<bf16>(norm), eps, at<float>(cosine), at<float>(sine), sizes[0],
+                     sizes[1], sizes[2], sizes[3], sizes[4], at<bf16>(pages), page_stride, at<int64_t>(page_ids),
+                     at<int64_t>(offsets), threads});
+      })
       .def("mla_decode", [](const Kernels& k, Address q, std::vector<int64_t> sizes, Address pages, int64_t page_count,
                             int64_t page_stride, std::vector<Address> tables, std::vector<int64_t> entries,
                             std::vector<int64_t> lengths, const Weight& kv_b, float scale, Address out, int threads) {

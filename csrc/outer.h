@@ -120,10 +120,11 @@ inline void pack_four(const bf16* rows, int64_t ld, int64_t count, Elem* to) {
   turn_four(x, to, kWide);
 }
 
-// Rows of bf16 turned into a panel: to [units_of(width), kWide], column i holding row i; zeros behind `count` rows.
-inline void pack_panel(const bf16* rows, int64_t ld, int64_t count, int64_t width, Elem* to) {
+// Rows of bf16 turned into a panel: to [units_of(width), kWide], column i holding row i; zeros behind `count` rows, up to
+// `columns`, a multiple of 16.
+inline void pack_panel(const bf16* rows, int64_t ld, int64_t count, int64_t width, Elem* to, int64_t columns = kWide) {
   const int64_t whole = width / (4 * kPer) * 4;
-  for (int64_t i = 0; i < kWide; i += 16)  // 16 x 16 units: a cache line of each row becomes one of each unit
+  for (int64_t i = 0; i < columns; i += 16)  // 16 x 16 units: a cache line of each row becomes one of each unit
     for (int64_t u = 0; u < whole; u += 16) {
       const int64_t last = at_most(u + 16, whole);
       const bf16* from = rows + i * ld;
@@ -138,7 +139,7 @@ inline void pack_panel(const bf16* rows, int64_t ld, int64_t count, int64_t widt
             pack_four<false>(from + j * ld + v * kPer, ld, count - i - j, at + v * kPanelRow + j * kPer);
     }
   for (int64_t u = whole; u < units_of(width); u++)
-    for (int64_t i = 0; i < kWide; i++)
+    for (int64_t i = 0; i < columns; i++)
       for (int64_t e = 0; e < kPer; e++) {
         const int64_t k = u * kPer + e;
         Elem* at = to + u * kPanelRow + i * kPer + e;

@@ -3,7 +3,9 @@
 // For weights of 4 or 8 bits a row is rounded to int8 per 32 inputs (the largest value becomes 127), an error of about
 // 0.5 % of its length. 32 inputs are ten words: eight of four bytes, the fp32 scale, and where the sum of products
 // starts. Weights are unsigned codes there, w = scale * (code - zero), so it starts at -zero * (sum of the bytes), and
-// is exact. For weights of bf16 and fp8 a row is its bf16 values: sixteen words per 32 inputs.
+// is exact. What experts multiply with `down` varies too much for that, so it has a second plane of bytes: what the
+// first left over, in steps 256 times as fine: eight words more. For weights of bf16 and fp8 a row is its bf16 values:
+// sixteen words per 32 inputs.
 //
 // A panel holds 1 to kPanel rows word by word, so that a tile reads it front to back.
 #pragma once
@@ -14,7 +16,8 @@ namespace PERILUNE_VARIANT {
 namespace {
 
 constexpr int64_t kRun = 32;         // inputs per scale
-constexpr int64_t kByteWords = 10;   // words per run
+constexpr int64_t kByteWords = 8;    // words per run and plane
+constexpr int64_t kSumWords = 2;     // behind them: the scale and where the sum starts
 constexpr int64_t kPairWords = 16;
 constexpr int64_t kPanel = kLanes == 16 ? 16 : 4;  // rows per panel: as many sums as registers hold
 constexpr int64_t kBlockRows = 128;  // rows whose panels stay in the second-level cache while weights pass
@@ -23,45 +26,68 @@ constexpr int64_t kBlockRows = 128;  // rows whose panels stay in the second-lev
 struct RowForm {
   int64_t runs, per_run;
   int32_t zero;
-  RowForm(const Weight& w) : runs(w.k / kRun) {
+  bool fine;  // two planes
+  RowForm(const Weight& w, bool fine = false) : runs(w.k / kRun), fine(fine) {
     zero = w.format == kInt4 ? (w.zero ? 15 : 8) : w.format == kMxfp4 ? 12 : w.format == kInt8 ? 128 : 0;
-    per_run = zero ? kByteWords : kPairWords;
+    per_run = zero ? kByteWords * (fine ? 2 : 1) + kSumWords : kPairWords;
   }
   int64_t words() const { return runs * per_run; }
-  bool operator==(const RowForm& other) const { return zero == other.zero && runs == other.runs; }
+  bool operator==(const RowForm& other) const {
+    return zero == other.zero && runs == other.runs && per_run == other.per_run;
+  }
 };
 
 typedef int8_t i8x16 __attribute__((vector_size(16)));
 typedef int8_t i8x16_unaligned __attribute__((vector_size(16), aligned(1), may_alias));
 
-// 32 values -> ten words; values below 1e-36 count as 0. Bytes lie as a word of nibbles unpacks: of each eight inputs first the even, then the odd ones.
+// Of each eight bytes first the even, then the odd ones: as a word of nibbles unpacks.
+inline void even_first(int8_t* bytes) {
+  for (int i = 0; i < kRun; i += 16) {
+    i8x16 b = *(const i8x16_unaligned*)(bytes + i);
+    b = __builtin_shufflevector(b, b, 0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+    *(i8x16_unaligned*)(bytes + i) = b;
+  }
+}
+
+// 32 values -> the words of a run; values below 1e-36 count as 0.
+template <bool Fine>
 inline void quantise_run(const float* x, int32_t zero, word* to) {
+  constexpr int kPlanes = Fine ? 2 : 1;
   vf top{};
   for (int i = 0; i < kRun; i += kLanes) {
     vf v = load(x + i);
     top = vmax(top, v > 0 ? v : -v);
   }
   const float most = largest(top);
-  const float inverse = most > 1e-36f ? 127.0f / most : 0.0f, scale = most / 127.0f;
-  int8_t bytes[kRun];
-  for (int i = 0; i < kRun; i += kLanes) store_bytes(bytes + i, nearest(load(x + i) * inverse));
-  for (int i = 0; i < kRun; i += 16) {
-    i8x16 b = *(const i8x16_unaligned*)(bytes + i);
-    b = __builtin_shufflevector(b, b, 0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
-    *(i8x16_unaligned*)(bytes + i) = b;
+  const float inverse = most > 1e-36f ? 127.0f / most : 0.0f;
+  const float scale = most / (Fine ? 127.0f * 256 : 127.0f);
+  int8_t bytes[kPlanes][kRun];
+  for (int i = 0; i < kRun; i += kLanes) {
+    const vf value = load(x + i) * inverse;
+    const vi whole = nearest(value);
+    store_bytes(bytes[0] + i, whole);
+    if constexpr (Fine) {
+      const vi rest = nearest((value - to_float(whole)) * 256.0f);
+      store_bytes(bytes[1] + i, rest > 127 ? 127 + vi{} : rest);
+    }
   }
-  const int32_t total = -zero * sum_of_bytes(bytes);
+  int32_t total = 0;
+  for (int plane = 0; plane < kPlanes; plane++) {
+    even_first(bytes[plane]);
+    total = total * 256 - zero * sum_of_bytes(bytes[plane]);
+  }
   memcpy(to, bytes, sizeof bytes);
-  memcpy(to + 8, &scale, 4);
-  memcpy(to + 9, &total, 4);
+  memcpy(to + kPlanes * kByteWords, &scale, 4);
+  memcpy(to + kPlanes * kByteWords + 1, &total, 4);
 }
 
 // 32 values -> the words of a run in that form.
 inline void take_run(const float* x, const RowForm& form, word* to) {
-  if (form.zero) return quantise_run(x, form.zero, to);
+  if (form.zero) return form.fine ? quantise_run<true>(x, form.zero, to) : quantise_run<false>(x, form.zero, to);
   for (int i = 0; i < kRun; i += kLanes) store((bf16*)to + i, load(x + i));
 }
 
+// A row in that form, of one plane.
 inline void take_row(const bf16* x, const RowForm& form, word* to) {
   if (!form.zero) {
     memcpy(to, x, size_t(form.runs * kRun) * sizeof(bf16));
@@ -70,7 +96,7 @@ inline void take_row(const bf16* x, const RowForm& form, word* to) {
   float values[kRun];
   for (int64_t run = 0; run < form.runs; run++) {
     for (int i = 0; i < kRun; i += kLanes) store(values + i, load(x + run * kRun + i));
-    quantise_run(values, form.zero, to + run * kByteWords);
+    quantise_run<false>(values, form.zero, to + run * form.per_run);
   }
 }
 

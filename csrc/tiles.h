@@ -145,19 +145,25 @@ struct Fp8Strip {
 };
 
 // c [M, kStrip] = M rows of the panel times the strip.
-template <int M, class Strip>
+template <int M, bool Fine, class Strip>
 inline void byte_tile(const word* panel, const Strip& w, int64_t runs, float* c) {
+  constexpr int kBytes = Fine ? 16 : 8;  // words of them per run
   for (int part = 0; part < kParts; part++) {
     vf sum[M] = {};
     const word* x = panel;
-    for (int64_t run = 0; run < runs; run++, x += kByteWords * M) {
+    for (int64_t run = 0; run < runs; run++, x += (kBytes + kSumWords) * M) {
       vu code[8];
       w.codes(run, part, code);
       const vf scale = w.scales(run, part);
       for (int m = 0; m < M; m++) {
-        vi dot = (vi)splat(x[9 * M + m]);
-        for (int i = 0; i < 8; i++) dot = dot4<Strip::kWide>(dot, code[i], splat(x[i * M + m]));
-        sum[m] = fused(to_float(dot), scale * splat_float(x[8 * M + m]), sum[m]);
+        vi dot{};
+        if constexpr (Fine) {
+          for (int i = 0; i < 8; i++) dot = dot4<Strip::kWide>(dot, code[i], splat(x[i * M + m]));
+          dot = dot << 8;
+        }
+        dot = dot + (vi)splat(x[(kBytes + 1) * M + m]);
+        for (int i = 0; i < 8; i++) dot = dot4<Strip::kWide>(dot, code[i], splat(x[(kBytes - 8 + i) * M + m]));
+        sum[m] = fused(to_float(dot), scale * splat_float(x[kBytes * M + m]), sum[m]);
       }
     }
     for (int m = 0; m < M; m++) store(c + m * kStrip + part * kLanes, sum[m]);
@@ -186,31 +192,38 @@ inline void pair_tile(const word* panel, const Strip& w, int64_t runs, float* c)
   }
 }
 
-template <int M, class Strip>
+template <int M, bool Fine, class Strip>
 __attribute__((noinline)) void tile(const word* panel, const Strip& w, int64_t runs, float* c) {
   if constexpr (Strip::kBytes)
-    byte_tile<M>(panel, w, runs, c);
+    byte_tile<M, Fine>(panel, w, runs, c);
   else
     pair_tile<M>(panel, w, runs, c);
 }
 
 // The same for a panel of m rows, m one of the sizes of panel_rows.
-template <class Strip>
-inline void any_tile(const word* panel, int64_t m, const Strip& w, int64_t runs, float* c) {
+template <bool Fine, class Strip>
+inline void sized_tile(const word* panel, int64_t m, const Strip& w, int64_t runs, float* c) {
   switch (m) {
-    case 1: return tile<1>(panel, w, runs, c);
-    case 2: return tile<2>(panel, w, runs, c);
-    case 3: return tile<3>(panel, w, runs, c);
-    case 4: return tile<4>(panel, w, runs, c);
+    case 1: return tile<1, Fine>(panel, w, runs, c);
+    case 2: return tile<2, Fine>(panel, w, runs, c);
+    case 3: return tile<3, Fine>(panel, w, runs, c);
+    case 4: return tile<4, Fine>(panel, w, runs, c);
 #if defined(__AVX512F__)
-    case 5: return tile<5>(panel, w, runs, c);
-    case 6: return tile<6>(panel, w, runs, c);
-    case 7: return tile<7>(panel, w, runs, c);
-    case 8: return tile<8>(panel, w, runs, c);
-    case 12: return tile<12>(panel, w, runs, c);
-    default: return tile<16>(panel, w, runs, c);
+    case 5: return tile<5, Fine>(panel, w, runs, c);
+    case 6: return tile<6, Fine>(panel, w, runs, c);
+    case 7: return tile<7, Fine>(panel, w, runs, c);
+    case 8: return tile<8, Fine>(panel, w, runs, c);
+    case 12: return tile<12, Fine>(panel, w, runs, c);
+    default: return tile<16, Fine>(panel, w, runs, c);
 #endif
   }
+}
+
+template <class Strip>
+inline void any_tile(const word* panel, int64_t m, const Strip& w, const RowForm& form, float* c) {
+  if constexpr (Strip::kBytes)
+    if (form.fine) return sized_tile<true>(panel, m, w, form.runs, c);
+  sized_tile<false>(panel, m, w, form.runs, c);
 }
 
 // f(strip) with the reader of one strip of one matrix of the stack.
@@ -228,7 +241,7 @@ inline void with_strip(const Weight& w, int64_t expert, int64_t strip, F&& f) {
 // c [m, kStrip] = a panel times one strip.
 inline void times_strip(const word* panel, int64_t m, const RowForm& form, const Weight& w, int64_t expert,
                         int64_t strip, float* c) {
-  with_strip(w, expert, strip, [&](const auto& weights) { any_tile(panel, m, weights, form.runs, c); });
+  with_strip(w, expert, strip, [&](const auto& weights) { any_tile(panel, m, weights, form, c); });
 }
 
 constexpr int64_t kWorthThreads = 1 << 18;  // products; below, waking threads takes longer

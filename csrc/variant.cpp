@@ -5,7 +5,9 @@
 #include "experts.h"
 #include "kda_prefill.h"
 #include "linear.h"
-#include "mla.h"
+#include "mla_decode.h"
+#include "mla_prefill.h"
+#include "mla_store.h"
 #include "norm.h"
 #include "router.h"
 #include "strips.h"
@@ -17,8 +19,8 @@ namespace perilune {
 namespace PERILUNE_VARIANT {
 
 extern const Kernels kernels;
-const Kernels kernels = {NAME(PERILUNE_VARIANT), linear, experts, kda_prefill, kda_decode, mla_decode, mla_prefill, rms_norm,
-                         route, strips};
+const Kernels kernels = {NAME(PERILUNE_VARIANT), linear, experts, kda_prefill, kda_decode, mla_store, mla_decode, mla_prefill,
+                         rms_norm, route, strips};
 
 }  // namespace PERILUNE_VARIANT
 }  // namespace perilune

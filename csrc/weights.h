@@ -1,21 +1,23 @@
-// Unpacking: rows of a stored matrix to Elem, in runs of 32 inputs. ops/linear/formats.py is the definition.
+// Unpacking: rows of a stored matrix, in runs of 32 inputs, to registers. ops/linear/formats.py is the definition.
 //
 // int4 is computed in fp32 here, (q - zero) * scale, while the format's tool rounds that to bf16: where Elem is fp32
 // a weight may differ from the reference's by half a bf16 step.
 #pragma once
-#include "simd.h"
+#include "dots.h"
 
 namespace perilune {
 namespace PERILUNE_VARIANT {
 namespace {
 
+constexpr int kUnpacked = 32 / kLanes;  // vectors of a run
+
 typedef uint8_t u8x16 __attribute__((vector_size(16)));
 
-// 16 bytes of nibbles, low nibble first -> 32 codes in order.
-inline void nibbles(const uint8_t* from, uint8_t* to) {
-  u8x16 bytes;
-  memcpy(&bytes, from, 16);
-  u8x16 low = bytes & 15, high = bytes >> 4;
+// 16 bytes of nibbles, low nibble first -> 32 codes in order, each in the lower half of its byte.
+__attribute__((always_inline)) inline void nibbles(const uint8_t* from, uint8_t* to) {
+  u8x16 low;
+  memcpy(&low, from, 16);
+  const u8x16 high = low >> 4;
   u8x16 a = __builtin_shufflevector(low, high, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   u8x16 b = __builtin_shufflevector(low, high, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
   memcpy(to, &a, 16);
@@ -23,12 +25,20 @@ inline void nibbles(const uint8_t* from, uint8_t* to) {
 }
 
 // The nibbles of inputs k .. k + 32 of a row of `bytes` bytes; zero codes behind its end.
-inline void nibbles_at(const uint8_t* row, int64_t bytes, int64_t k, uint8_t* to) {
+__attribute__((always_inline)) inline void nibbles_at(const uint8_t* row, int64_t bytes, int64_t k, uint8_t* to) {
   if (k / 2 + 16 <= bytes) return nibbles(row + k / 2, to);
   uint8_t tail[16] = {};
   memcpy(tail, row + k / 2, size_t(bytes - k / 2));
   nibbles(tail, to);
 }
+
+// Fetch `bytes` bytes that are read soon.
+inline void fetch(const void* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char*)p + i);
+}
+
+// A division is slower than unpacking; groups of 32 need none.
+inline int64_t group_of(int64_t at, int64_t group) { return group == 32 ? at >> 5 : at / group; }
 
 struct Bf16Rows {
   static constexpr bool kDense = true;
@@ -36,10 +46,12 @@ struct Bf16Rows {
   int64_t k;
   Bf16Rows(const Weight& w, int64_t expert) : data((const bf16*)w.data + expert * w.n * w.k), k(w.k) {}
   const bf16* row(int64_t n) const { return data + n * k; }
-  void run(int64_t n, int64_t at, Elem* to) const {
-    int64_t count = at_most(32, k - at);
-    to_elem(row(n) + at, count, to);
-    if (count < 32) memset(to + count, 0, size_t(32 - count) * sizeof(Elem));
+  void fetch_row(int64_t n) const { fetch(row(n), k * 2); }
+  __attribute__((always_inline)) void values(int64_t n, int64_t at, vf* to) const {
+    bf16 tail[32] = {};
+    const bf16* from = row(n) + at;
+    if (k - at < 32) from = (const bf16*)memcpy(tail, from, size_t(k - at) * sizeof(bf16));
+    for (int i = 0; i < kUnpacked; i++) to[i] = load(from + i * kLanes);
   }
 };
 
@@ -55,15 +67,15 @@ struct Int4Rows {
     scale = (const bf16*)w.scale + expert * w.n * groups;
     zero = w.zero ? w.zero + expert * w.n * groups : nullptr;
   }
-  void run(int64_t n, int64_t at, Elem* to) const {
+  void fetch_row(int64_t n) const { fetch(data + n * bytes, bytes), fetch(scale + n * groups, groups * 2); }
+  __attribute__((always_inline)) void values(int64_t n, int64_t at, vf* to) const {
     uint8_t code[32];
-    float value[32];
     nibbles_at(data + n * bytes, bytes, at, code);
-    int64_t g = n * groups + at / group;
-    float s = widen(scale[g]), offset = zero ? 8.0f + zero[g] : 8.0f;
-    for (int i = 0; i < 32; i += kLanes)
-      store(value + i, (__builtin_convertvector(whole(code + i), vf) - offset) * s);
-    to_elem(value, 32, to);
+    const int64_t g = n * groups + group_of(at, group);
+    for (int i = 0; i < kUnpacked; i++) to[i] = signed_nibbles(whole(code + i * kLanes));
+    if (zero)
+      for (int i = 0; i < kUnpacked; i++) to[i] -= float(zero[g]);
+    for (int i = 0; i < kUnpacked; i++) to[i] *= widen(scale[g]);
   }
 };
 
@@ -76,19 +88,18 @@ struct Mxfp4Rows {
     data = w.data + expert * w.n * bytes;
     scale = (const uint8_t*)w.scale + expert * w.n * groups;
   }
-  void run(int64_t n, int64_t at, Elem* to) const {
+  void fetch_row(int64_t n) const { fetch(data + n * bytes, bytes), fetch(scale + n * groups, groups); }
+  __attribute__((always_inline)) void values(int64_t n, int64_t at, vf* to) const {
     uint8_t code[32];
-    float value[32];
     nibbles_at(data + n * bytes, bytes, at, code);
     uint8_t exponent = scale[n * groups + at / 32];
     float s = widen(exponent == 255 ? 0x7fc0 : exponent == 0 ? 0x0040 : bf16(exponent << 7));
     // e2m1 magnitudes 0, .5, 1, 1.5, 2, 3, 4, 6 in quarters
-    for (int i = 0; i < 32; i += kLanes) {
-      vi c = whole(code + i), m = c & 7;
+    for (int i = 0; i < kUnpacked; i++) {
+      vi c = whole(code + i * kLanes) & 15, m = c & 7;
       vi quarters = m < 4 ? m * 2 : m == 4 ? 8 + vi{} : m == 5 ? 12 + vi{} : m == 6 ? 16 + vi{} : 24 + vi{};
-      store(value + i, __builtin_convertvector((c & 8) != 0 ? -quarters : quarters, vf) * (0.25f * s));
+      to[i] = to_float((c & 8) != 0 ? -quarters : quarters) * (0.25f * s);
     }
-    to_elem(value, 32, to);
   }
 };
 
@@ -101,21 +112,20 @@ struct Fp8Rows {
     data = w.data + expert * w.n * w.k;
     scale = (const float*)w.scale + expert * ((w.n + 127) / 128) * across;
   }
-  void run(int64_t n, int64_t at, Elem* to) const {
+  void fetch_row(int64_t n) const { fetch(data + n * k, k); }
+  __attribute__((always_inline)) void values(int64_t n, int64_t at, vf* to) const {
     uint8_t tail[32] = {};
-    float value[32];
     const uint8_t* code = data + n * k + at;
     if (k - at < 32) code = (const uint8_t*)memcpy(tail, code, size_t(k - at));
     float s = scale[n / 128 * across + at / 128];
     // e4m3: move the fields into an fp32's; subnormals (exponent field 0) are then 2 (f - 2^-7). 0x7f is NaN.
-    for (int i = 0; i < 32; i += kLanes) {
-      vi c = whole(code + i);
+    for (int i = 0; i < kUnpacked; i++) {
+      vi c = whole(code + i * kLanes);
       vf f = (vf)(((c & 0x7f) << 20) + (120 << 23));
       f = (c & 0x78) != 0 ? f : 2.0f * (f - 0.0078125f);
       f = (c & 0x7f) == 0x7f ? splat(__builtin_nanf("")) : f;
-      store(value + i, ((c & 0x80) != 0 ? -f : f) * s);
+      to[i] = ((c & 0x80) != 0 ? -f : f) * s;
     }
-    to_elem(value, 32, to);
   }
 };
 
@@ -128,13 +138,23 @@ struct Int8Rows {
     data = (const int8_t*)w.data + expert * w.n * k;
     scale = (const bf16*)w.scale + expert * w.n * groups;
   }
-  void run(int64_t n, int64_t at, Elem* to) const {
-    float value[32];
-    const float s = widen(scale[n * groups + at / group]);
-    for (int i = 0; i < 32; i++) value[i] = at + i < k ? float(data[n * k + at + i]) * s : 0.0f;
-    to_elem(value, 32, to);
+  void fetch_row(int64_t n) const { fetch(data + n * k, k), fetch(scale + n * groups, groups * 2); }
+  __attribute__((always_inline)) void values(int64_t n, int64_t at, vf* to) const {
+    int8_t tail[32] = {};
+    const int8_t* code = data + n * k + at;
+    if (k - at < 32) code = (const int8_t*)memcpy(tail, code, size_t(k - at));
+    const float s = widen(scale[n * groups + group_of(at, group)]);
+    for (int i = 0; i < kUnpacked; i++) to[i] = to_float(whole_signed(code + i * kLanes)) * s;
   }
 };
+
+// Inputs at .. at + 32 of row n as Elem; zeros behind the row's end.
+template <class Rows>
+inline void unpack(const Rows& w, int64_t n, int64_t at, Elem* to) {
+  vf value[kUnpacked];
+  w.values(n, at, value);
+  for (int i = 0; i < kUnpacked; i++) store(to + i * kLanes, value[i]);
+}
 
 // f(rows) with the reader of one matrix of the stack.
 template <class F>

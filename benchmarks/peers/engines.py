@@ -13,6 +13,7 @@ from typing import Any
 
 from peers.children import BENCHMARKS, Child
 from peers.environment import ensure_environment
+from perilune.host.cores import WAITING
 from perilune.units import format_bytes
 
 SOURCES = BENCHMARKS.parent / "src"
@@ -47,7 +48,7 @@ class Setup:
 def perilune(folder: Path, threads: int, chunk: int, profile: bool) -> Setup:
     """This repository's perilune, with the threads' waiting set as the server sets it for its engine process."""
     settings = {"model": str(folder), "threads": threads, "chunk": chunk, "profile": profile}
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads)}
+    environment = {**WAITING, "OMP_NUM_THREADS": str(threads)}
     return Setup("perilune", "perilune", Path(sys.executable), "peers.perilune_child", settings, environment)
 
 

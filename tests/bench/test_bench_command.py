@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from reports import entries
 from test_expand import ENTRY
 from test_store_and_compare import runs
 from test_sweep_files import GOOD
@@ -83,3 +84,20 @@ def test_a_sweep_against_nobody_ends_with_status_one_and_its_reason(tmp_path: Pa
     assert result.exit_code == 1
     assert "1 failed" in result.stdout
     assert isinstance(call("resume", path, "--into", tmp_path / "none").exception, ConfigError)
+
+
+def test_a_report_is_written_as_its_name_says(tmp_path: Path) -> None:
+    for entry in entries():
+        Store(tmp_path / "r").append(entry, [])
+    for name, says in (
+        ("r.md", "| load argv.no-prefix-cache=True conc=16 | degraded |"),
+        ("r.csv", "fingerprint,sweep"),
+    ):
+        assert call("report", tmp_path / "r", "--out", tmp_path / name).exit_code == 0
+        assert says in (tmp_path / name).read_text()
+    text = (tmp_path / "r.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in rows}) == 1, "every row has every column"
+    assert "* Highest output: **" in text
+    assert "run 0, degraded: no steady state" in text
+    assert isinstance(call("report", tmp_path / "r", "--out", tmp_path / "r.pdf").exception, ConfigError)

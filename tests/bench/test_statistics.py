@@ -134,6 +134,24 @@ def test_a_server_that_slows_down_is_not_steady() -> None:
     assert not found.steady
 
 
+def test_neighbours_that_are_alike_are_seldom_a_trend() -> None:
+    """Speeds of 20 batches of 8: steady over the run, equal within a batch. Uncorrected, half of such runs drift."""
+    rng = np.random.default_rng(3)
+    runs = [np.repeat(rng.normal(1, 0.05, 20), 8) + rng.normal(0, 0.001, 160) for _ in range(40)]
+    assert sum(mann_kendall(run.tolist()) < 0.01 for run in runs) <= 8
+    drifting = [run + np.linspace(0, 0.3, 160) for run in runs]
+    assert sum(mann_kendall(run.tolist()) < 0.01 for run in drifting) > 35
+
+
+def test_a_drift_too_small_to_matter_is_no_reason() -> None:
+    found = window([request(i, i * 1.0, gap=0.01 * (1 + i / 1000)) for i in range(100)])
+    assert found is not None
+    assert found.trend is not None
+    assert found.trend < 0.01
+    assert found.drift == pytest.approx(0.028, rel=0.2)
+    assert found.steady
+
+
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=40))
 def test_the_trend_test_is_a_probability_and_knows_no_direction(values: list[float]) -> None:
     p = mann_kendall(values)

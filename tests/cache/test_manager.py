@@ -11,6 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from perilune.cache.budget import plan_cache
 from perilune.cache.geometry import CacheGeometry, LatentBlock, StateBlock, pages_for
 from perilune.cache.manager import CacheManager
+from perilune.cache.prefix import PrefixSettings
 
 GEOMETRY = CacheGeometry(
     dtype="bfloat16",
@@ -54,6 +55,16 @@ class ManagerAgainstDictionary(RuleBasedStateMachine):
         self.tokens[name] = tokens
         self.tables[name] = self.manager.pages(name)
         return name
+
+    @rule(target=requests, name=consumes(requests))
+    def rename(self, name: str) -> str:
+        other = f"r{self.count}"
+        self.count += 1
+        slot = self.manager.slot(name)
+        self.manager.rename(name, other)
+        assert self.manager.slot(other) == slot
+        self.tokens[other], self.tables[other] = self.tokens.pop(name), self.tables.pop(name)
+        return other
 
     @rule(name=requests, tokens=st.integers(0, 900))
     def grow(self, name: str, tokens: int) -> None:
@@ -163,3 +174,27 @@ def test_check_names_what_broke_in_the_tables(damage: Callable[[CacheManager], N
     damage(manager)
     with pytest.raises(AssertionError, match=message):
         manager.check()
+
+
+def test_pages_without_a_state_serve_whoever_gets_its_state_from_elsewhere() -> None:
+    manager = CacheManager(PLAN, PrefixSettings(True, 8192))
+    prompt = tuple(range(150))
+    manager.admit("a", 151, prompt)
+    manager.commit("a", 150)  # no state was exported
+    manager.free("a")
+    kept = manager.known(prompt).nodes
+    assert len(kept) == 2
+    assert manager.known(prompt).tokens == 0
+    assert manager.can_admit(151, prompt, pages_only=True)
+    manager.admit("b", 151, prompt, pages_only=True)
+    assert manager.cached("b") == 128
+    assert manager.source("b") is None
+    assert manager.pages("b")[:2] == [node.page for node in kept]
+    manager.check()
+    whole = tuple(range(128))
+    manager.admit("c", 129, whole, pages_only=True)
+    assert manager.cached("c") == 128  # all of it: nobody needs logits of the last token
+    manager.rename("c", "c in quarantine")
+    manager.free("c in quarantine")
+    manager.free("b")
+    manager.check()

@@ -2,8 +2,8 @@
 
 tests/golden/README.md: transformers itself differs by 0.05 to 0.11 on average in bf16 and flips an expert now and
 then, so whole tensors are compared: the kernels may not be further away than plain torch in bf16 by more than noise.
-Models of 4-bit weights may be a little further: their kernels round activations to int8 per 32 values, 0.5 % of a row's
-length at each product, where bf16 rounds 0.2 %.
+Models of 4-bit weights may be a little further from it: their kernels round activations to int8 per 32 values, 0.5 % of
+a row's length at each product (what experts multiply last, to more), where bf16 rounds 0.2 %.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def median_error(ours: torch.Tensor, expected: torch.Tensor) -> float:
     return float(((ours - expected).norm(dim=-1) / expected.norm(dim=-1)).median())
 
 
-def test_prefill_logits_are_within_3_or_4_percent_of_fp32(reference: Golden) -> None:
+def test_prefill_logits_are_within_3_percent_of_fp32(reference: Golden) -> None:
     expected = torch.cat([reference.get(length, "logits") for length in reference.lengths])
     ours, plain = (median_error(logits(reference, kernels), expected) for kernels in ("auto", "reference"))
     print(f"{reference.path.name}: kernels {ours:.4f}, torch {plain:.4f}")
     packed = reference.path.name in ("kimi_linear_w4a16", "kimi_k25_mxfp4")
-    assert ours < (0.04 if packed else 0.03)
-    assert ours < (1.8 if packed else 1.2) * plain
+    assert ours < 0.03
+    assert ours < (1.4 if packed else 1.2) * plain
 
 
 def test_8_bit_weights_stay_within_8_percent_of_fp32(reference: Golden) -> None:

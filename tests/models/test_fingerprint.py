@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from perilune.models.fingerprint import fingerprint
+from perilune.models.checkpoint import Checkpoint
+from perilune.models.fingerprint import contents, fingerprint
 
 
 @pytest.fixture
@@ -44,3 +47,38 @@ def test_a_later_time_a_new_name_and_a_missing_shard_are_other_models(copy: Path
     (copy / "renamed.safetensors").unlink()
     seen.add(fingerprint(copy))
     assert len(seen) == 4
+
+
+def held(folder: Path) -> bytes:
+    checkpoint = Checkpoint.open(folder)
+    return contents(checkpoint.config, checkpoint.stored)
+
+
+def test_between_hosts_a_copy_is_the_same_model_whenever_and_however_it_was_written(copy: Path) -> None:
+    before = held(copy)
+    for path in copy.iterdir():
+        os.utime(path, ns=(1, 1))
+    assert held(copy) == before
+    index = json.loads((copy / "model.safetensors.index.json").read_text())["weight_map"]
+    tensors = {name: load_file(copy / file)[name].clone() for name, file in index.items()}
+    for path in copy.glob("*.safetensors"):
+        path.unlink()
+    (copy / "model.safetensors.index.json").unlink()
+    save_file(tensors, copy / "model.safetensors")  # one file instead of two
+    assert held(copy) == before
+
+
+def test_between_hosts_another_config_or_any_changed_tensor_is_another_model(copy: Path) -> None:
+    seen = {held(copy)}
+    shard = copy / "model-00001-of-00002.safetensors"
+    tensors = load_file(shard)
+    for name in list(tensors)[:3]:
+        changed = {**tensors, name: tensors[name] + 1}
+        save_file(changed, shard)
+        seen.add(held(copy))
+    save_file(tensors, shard)
+    assert held(copy) in seen
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
+    seen.add(held(copy))
+    assert len(seen) == 5

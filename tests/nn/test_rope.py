@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from perilune.models.spec import MlaSpec, RopeSpec, YarnSpec
-from perilune.nn.rope import inverse_frequencies, rotate, rotation
+from perilune.nn.rope import inverse_frequencies, rotation
+from perilune.ops.mla.reference import rotate
 
 K2 = RopeSpec(64, 50000.0, YarnSpec(32.0, 4096, beta_fast=1.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0))
 K25 = RopeSpec(64, 50000.0, YarnSpec(64.0, 4096, beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0))

@@ -295,3 +295,34 @@ def test_latent_attention_refuses_pages_there_are_not(native: Native) -> None:
         mla_cpu.prefill(native, q, pages, torch.tensor([0, 1]), 63, kv_b, **shape)
     with pytest.raises(IndexError, match="page 9"):
         mla_cpu.prefill(native, q, pages, torch.tensor([0, 9]), 64, kv_b, **shape)
+
+
+@each_variant
+@pytest.mark.parametrize("rotated", [True, False])
+@pytest.mark.parametrize(
+    ("tokens", "heads", "nope", "rope", "rank"), [(1, 1, 8, 2, 8), (5, 3, 24, 6, 40), (17, 2, 128, 64, 512)]
+)
+def test_store_writes_latents_and_rotates_queries_and_touches_nothing_else(
+    native: Native, tokens: int, heads: int, nope: int, rope: int, rank: int, rotated: bool
+) -> None:
+    arena = torch.full((4, 2, mla.PAGE, rank + rope), float("nan")).bfloat16()  # two layers, so that pages lie apart
+    q, kv, norm = random(tokens, heads, nope + rope, seed=1), random(tokens, rank + rope, seed=2), random(rank, seed=3)
+    angle = torch.rand(tokens, rope // 2, generator=torch.Generator().manual_seed(4)) * 6
+    rotation = (angle.cos(), angle.sin()) if rotated else None
+    page_ids, offsets = torch.arange(tokens) % 3, torch.arange(tokens) * 3 % mla.PAGE
+    expected = arena.float()
+    expected_q = mla.store(q.float(), kv.float(), norm.float(), 1e-5, rotation, expected[:, 1], page_ids, offsets)
+
+    ours = mla_cpu.store(native, q.clone(), kv, norm, 1e-5, rotation, arena[:, 1], page_ids, offsets)
+    assert difference(ours, expected_q) < 0.004
+    written = arena[page_ids, 1, offsets]
+    assert difference(written, expected[page_ids, 1, offsets]) < 0.006
+    assert torch.equal(arena.isnan(), expected.isnan())
+
+
+@each_variant
+@pytest.mark.parametrize(("page", "offset"), [(4, 0), (-1, 0), (0, 64), (0, -1)])
+def test_store_to_a_place_there_is_not_is_refused(native: Native, page: int, offset: int) -> None:
+    pages, q, kv = torch.zeros(4, mla.PAGE, 12).bfloat16(), random(1, 2, 12, seed=1), random(1, 12, seed=2)
+    with pytest.raises(IndexError):
+        mla_cpu.store(native, q, kv, random(8, seed=3), 1e-5, None, pages, torch.tensor([page]), torch.tensor([offset]))

@@ -53,6 +53,16 @@ def test_case_9_4097_tokens(engines: Make) -> None:
     assert hand_over(source, target, 4097) == []
 
 
+def test_what_leads_to_an_engine_that_is_not_used_any_more_is_closed(engines: Make) -> None:
+    source, target = engines("prefill", hybrid()), engines("d", hybrid(), settings=replace(QUICK, idle_seconds=0.1))
+    assert hand_over(source, target, 64) == []
+    end = time.monotonic() + 20
+    while target.exchange._borrower.sockets:
+        assert time.monotonic() < end, "the socket to an idle engine stays open"
+        time.sleep(0.05)
+    assert hand_over(source, target, 64, seed=2) == []
+
+
 def test_an_offer_is_known_before_a_message_about_it_is_answered(
     engines: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

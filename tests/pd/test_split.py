@@ -8,6 +8,7 @@ import pytest
 from split_world import GREEDY, Engines, Make, prompt_of
 
 from perilune.engine.request import SamplingParams
+from perilune.engine.roles import RoleConfig
 
 MODELS = ("kimi_linear", "deepseek_v3", "glm4_moe_lite", "kimi_linear_w4a16", "kimi_k25_mxfp4")
 LENGTHS = (1, 63, 64, 65, 127, 128, 300)
@@ -57,3 +58,29 @@ def test_prefix_hits_on_either_side_change_no_bit(golden: Path, make: Make) -> N
     assert first[1] - again[1] == 4 * geometry.page_bytes - (
         geometry.page_bytes // 64
     )  # four pages less, one token more
+
+
+def test_case_9_4097_tokens_in_chunks_and_again(golden: Path, make: Make) -> None:
+    path = golden / "kimi_linear"
+    settings = {"max_context": 4352, "max_running": 2}
+    engines = Engines(
+        p=make(path, RoleConfig("prefill", transports=("tcp",), stream=True), **settings),
+        d=make(path, "decode", **settings), both=make(path, prefix_cache=False, **settings),
+    )  # fmt: skip
+    prompt = prompt_of(4097, engines.cores["p"].spec.vocab)
+    together = engines.alone("both", "together", prompt, GREEDY)
+    for turn in ("cold", "warm"):
+        split = engines.split(turn, prompt, GREEDY, early=True)
+        assert split.tokens == together.tokens
+        assert split.events[0].remote is True
+    assert split.events[0].cached_tokens == 4096
+
+
+def test_all_three_transports_serve_engines(golden: Path, make: Make, transport_name: str) -> None:
+    path = golden / "kimi_linear"
+    pd = {role: RoleConfig(role, transports=(transport_name,)) for role in ("prefill", "decode")}
+    engines = Engines(p=make(path, pd["prefill"]), d=make(path, pd["decode"]), both=make(path))
+    prompt = prompt_of(130, engines.cores["p"].spec.vocab)
+    split = engines.split("split", prompt, GREEDY)
+    assert split.tokens == engines.alone("both", "together", prompt, GREEDY).tokens
+    assert split.events[0].remote is True

@@ -134,3 +134,15 @@ def test_the_doctored_host_is_planned_for(configs: Path, tmp_path: Path, words: 
     done = run(str(configs / "kimi-linear-48b"), "--device", "host", "--sysroot", str(tree), *words)
     assert says in done.stdout
     assert ("cap31" in done.stdout) == (not words)
+
+
+def test_splits_are_printed_and_are_json(configs: Path) -> None:
+    words = (str(configs / "kimi-linear-48b"), "--device", "mi300x", "--splits", "--context", "4096")
+    shown = run(*words).stdout
+    assert "8 ep" in shown
+    assert "…" not in shown, "both tables fit a terminal of 80 columns"
+    assert "on the wire" in shown
+    data = json.loads(run(*words, "--json").stdout)
+    weights = {(split["tp"], split["ep"]): split["weights_bytes"] for split in data["splits"]}
+    assert 0.9 < 8 * weights[8, False] / weights[1, False] < 1.1
+    assert data["handovers"][0]["wire_bytes"] == 4096 * 8064 + 43_417_600

@@ -9,7 +9,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from perilune.errors import ConfigError
-from perilune.http.origins import Origins
+from perilune.http.origins import Origins, is_loopback
 from perilune.server.config import ServerConfig
 
 HERE = "127.0.0.1:8000"
@@ -70,4 +70,4 @@ def test_what_is_no_origin_is_a_config_error(wrong: str) -> None:
     [("127.0.0.1", True), ("127.8.8.8", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("::", False)],
 )
 def test_which_addresses_are_this_machines_own(host: str, only_here: bool) -> None:
-    assert ServerConfig(host=host).loopback is only_here
+    assert is_loopback(host) is only_here

@@ -4,7 +4,7 @@ import { useEffect } from 'preact/hooks'
 import { Chat } from './chat/Chat'
 import { Conversations } from './chat/Conversations'
 import { trouble } from './chat/store'
-import { back, hello, hurry, link, stat, view } from './live/feed'
+import { back, cluster, hello, hurry, link, stat, view } from './live/feed'
 import { Live } from './live/Live'
 import { count, rate } from './format'
 import { samples } from './live/feed'
@@ -79,6 +79,11 @@ function Pulse() {
     <p class="pulse">
       <span class={`dot ${link.value}`} />
       <b>{hello.value?.models[0] ?? (link.value === 'down' ? 'no connection' : 'connecting')}</b>
+      {cluster.value && link.value === 'up' && (
+        <span class="soft only-wide">
+          {count(cluster.value.engines.filter(({ up }) => up).length)} of {count(cluster.value.engines.length)} engines
+        </span>
+      )}
       {now && link.value === 'up' && (
         <span class="soft only-wide">
           {count(stat(now, 'running'))} running

@@ -31,6 +31,7 @@ from perilune.bench.plan.point import Point
 from perilune.bench.scrape import scrape
 from perilune.bench.spec.workload import Closed
 from perilune.bench.store import Entry, Store, without_secrets
+from perilune.bench.watch import Watcher
 from perilune.deploy.child import Running
 from perilune.deploy.failures import EngineFailedError
 from perilune.errors import ConfigError
@@ -98,7 +99,7 @@ def _on_server(
 def _reported(point: Point, repeat: int, url: str, running: Running | None, say: Say) -> tuple[Entry, list[Record]]:
     began = time.time()
     try:
-        entry, records = measure(point, repeat, url)
+        entry, records = measure(point, repeat, url, None if running is None else running.process.pid)
     except (ConfigError, ClientError, httpx.HTTPError) as error:
         dead = running is not None and not running.alive
         reason = running.failure() if running is not None and dead else error
@@ -110,8 +111,10 @@ def _reported(point: Point, repeat: int, url: str, running: Running | None, say:
     return entry, records
 
 
-def measure(point: Point, repeat: int, url: str) -> tuple[Entry, list[Record]]:
+def measure(point: Point, repeat: int, url: str, group: int | None = None) -> tuple[Entry, list[Record]]:
     """One run of one point against the server at `url`: warm-up, load, accuracy; nothing is stored.
+
+    `group` is the server's process group if it is ours: then its memory and this host's energy are watched.
 
     Raises ConfigError for a server that cannot be asked, ClientError if a client process dies.
     """
@@ -123,15 +126,14 @@ def measure(point: Point, repeat: int, url: str) -> tuple[Entry, list[Record]]:
     closed = point.load if isinstance(point.load, Closed) else None
     _warm_up(goal, [*warmups(point.workload, point.sweep.warmup, key, ratio), *planned.warm], closed)
     before = scrape(url, goal.headers)
-    driven = send(
-        goal, planned.asks, places=None if closed is None else closed.conc,
-        limit=None if isinstance(point.load, Closed) else point.load.max_open, processes=point.sweep.processes,
-    )  # fmt: skip
+    with Watcher(url, goal.headers, group) as watcher:
+        driven = send(
+            goal, planned.asks, places=None if closed is None else closed.conc,
+            limit=None if isinstance(point.load, Closed) else point.load.max_open, processes=point.sweep.processes,
+        )  # fmt: skip
     after = scrape(url, goal.headers)
     metrics = summary(driven.records, point.sweep.slo, point.server.devices, point.server.hardware.gpus > 0)
-    counted = _server_hits(before, after)
-    if counted is not None:
-        metrics["hit_rate"] = counted
+    metrics |= _served(before, after) | _energy(watcher.joules(), metrics)
     steady = window(driven.records)
     verdict = judge_run(point, driven, metrics, steady, planned.ideal_hit_rate, len(planned.asks))
     entry = _entry(point, repeat, verdict, metrics, started_at=began)
@@ -140,6 +142,7 @@ def measure(point: Point, repeat: int, url: str) -> tuple[Entry, list[Record]]:
         "ideal_hit_rate": planned.ideal_hit_rate,
         "window": None if steady is None else vars(steady),
         "client": _client(driven, point),
+        "timeline": watcher.timeline(),
     }
     if repeat == 0:
         entry["evals"] = [score(spec, goal, closed.conc if closed else 8) for spec in point.evals]
@@ -197,16 +200,24 @@ def _warm_up(goal: Goal, asks: Sequence[Ask], closed: Closed | None) -> None:
         raise ConfigError(f"{len(broken)} of {len(asks)} warm-up requests failed.", f"The first: {broken[0]}.")
 
 
-def _server_hits(before: dict[str, float], after: dict[str, float]) -> float | None:
-    """Share of prompt tokens the server's own counters say were cached in between."""
-    for hits, queries in (
-        ("perilune_cached_prompt_tokens_total", "perilune_prompt_tokens_total"),
-        ("vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"),
-        ("sglang:cached_tokens_total", "sglang:prompt_tokens_total"),
+def _served(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """What the server's own counters say of the time in between: tokens it had cached, seconds requests queued."""
+    found: dict[str, float] = {}
+    for name, part, whole in (
+        ("hit_rate", "perilune_cached_prompt_tokens_total", "perilune_prompt_tokens_total"),
+        ("hit_rate", "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"),
+        ("hit_rate", "sglang:cached_tokens_total", "sglang:prompt_tokens_total"),
+        ("queue", "vllm:request_queue_time_seconds_sum", "vllm:request_queue_time_seconds_count"),
     ):
-        if queries in before and queries in after and (asked := after[queries] - before[queries]) > 0:
-            return (after.get(hits, 0.0) - before.get(hits, 0.0)) / asked
-    return None
+        if name not in found and whole in before and (asked := after.get(whole, 0.0) - before[whole]) > 0:
+            found[name] = (after.get(part, 0.0) - before.get(part, 0.0)) / asked
+    return found
+
+
+def _energy(joules: float | None, metrics: dict[str, float]) -> dict[str, float]:
+    if joules is None or not metrics.get("output_per_s"):
+        return {}
+    return {"joules": joules, "joules_per_token": joules / (metrics["output_per_s"] * metrics["duration"])}
 
 
 def _client(driven: Driven, point: Point) -> dict[str, Any]:

@@ -211,13 +211,26 @@ def compare(
 @bench.command()
 def report(
     results: Annotated[list[Path], typer.Argument(help="Folders of results.")],
-    out: Annotated[Path, typer.Option("--out", help="The HTML file.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option("--out", help="The file: .html, .md or .csv.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="Its heading.")] = "perilune bench",
 ) -> None:
-    """Write one HTML file with charts, verdicts and provenance. It loads nothing from anywhere."""
+    """Write charts, verdicts and provenance as one HTML file that loads nothing; or tables, as Markdown or CSV."""
+    from perilune.bench.export import table
     from perilune.bench.report.page import page
+    from perilune.bench.report.table import markdown
     from perilune.bench.store import Store
+    from perilune.errors import ConfigError
 
-    out.write_text(page([(str(folder), Store(folder).entries()) for folder in results]), encoding="utf-8")
+    stores = [(str(folder), Store(folder).entries()) for folder in results]
+    if out.suffix == ".md":
+        text = markdown(stores, title)
+    elif out.suffix == ".csv":
+        text = table([entry for _, entries in stores for entry in entries])
+    elif out.suffix == ".html":
+        text = page(stores, title)
+    else:
+        raise ConfigError(f"{out} is no kind of report.", fix="Name it .html, .md or .csv.")
+    out.write_text(text, encoding="utf-8")
     typer.echo(str(out))
 
 

@@ -44,6 +44,10 @@ def plan(
         typer.Option("--tp", "--tensor-parallel-size", min=1, help="Ranks: GPUs with --memory each; CPUs share it."),
     ] = 1,
     ep: Annotated[bool, typer.Option("--ep", help="With --tp: experts are shared whole.")] = False,
+    show_splits: Annotated[
+        bool,
+        typer.Option("--splits", help="Also 1 to 8 ranks, whole experts, and a prompt handed to a decode engine."),
+    ] = False,
     utilization: Annotated[
         float, typer.Option("--gpu-memory-utilization", help="vllm: the share of the memory it may take.")
     ] = 0.9,
@@ -52,7 +56,7 @@ def plan(
     """Print what a model needs in memory at a context and concurrency, what would fit, and why."""
     import dataclasses
 
-    from rich.console import Console
+    from rich.console import Console, Group
 
     from perilune.errors import ConfigError
     from perilune.models.config import read_config
@@ -60,6 +64,9 @@ def plan(
     from perilune.plan.curves import CONCURRENCIES, curves, picture
     from perilune.plan.folder import plan_folder
     from perilune.plan.plan import Plan
+    from perilune.plan.splits import handovers, splits
+    from perilune.plan.splits import render as render_splits
+    from perilune.plan.splits import to_json as splits_to_json
     from perilune.plan.table import render, to_json
     from perilune.plan.vllm_folder import plan_folder_vllm, render_vllm
     from perilune.units import parse_bytes
@@ -91,7 +98,7 @@ def plan(
         console.print_json(data=dataclasses.asdict(theirs)) if json else console.print(render_vllm(theirs))
         return
 
-    def plan_at(context: int | None, concurrency: int) -> Plan:
+    def plan_at(context: int | None, concurrency: int, tp: int = tp, ep: bool = ep) -> Plan:
         return plan_folder(
             path,
             machine,
@@ -108,10 +115,18 @@ def plan(
     if plot is not None:
         drawn = curves(plan_at, read_config(path).spec.max_context, {*CONCURRENCIES, concurrency})
         plot.write_text(picture(model, planned, drawn))
-    if json:
-        console.print_json(data=to_json(planned))
-    else:
+    data = to_json(planned)
+    if not json:
         console.print(render(planned))
+    if show_splits:
+        spec = read_config(path).spec
+        shared, refused = splits(spec, lambda tp, ep: plan_at(context, concurrency, tp, ep))
+        handed = handovers(spec, planned.dtype, planned.context)
+        data |= splits_to_json(shared, handed)
+        if not json:
+            console.print(Group("", render_splits(shared, refused, handed)))
+    if json:
+        console.print_json(data=data)
 
 
 def _machine(device: str | None, sysroot: Path | None, memory: tuple[int, str] | None) -> Machine:

@@ -41,6 +41,10 @@ def route(
     health_seconds: Annotated[float, typer.Option(help="Between two looks at an engine.")] = 1.0,
     max_body_bytes: Annotated[str, typer.Option(help="Largest request body, like 16MiB.")] = "16MiB",
     drain_seconds: Annotated[float, typer.Option(min=0, help="Time for open requests when stopped.")] = 30.0,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Answer / with a page to chat and watch.")] = True,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="A site whose pages may use this router; repeat, * for all.")
+    ] = None,
 ) -> None:
     """Serve many engines as one: choose by load, prefix and cost, hand prefill over to decode, try again elsewhere."""
     from perilune.router.config import RouterConfig, places
@@ -67,5 +71,7 @@ def route(
         health_seconds=health_seconds,
         max_body_bytes=parse_bytes(max_body_bytes),
         drain_seconds=drain_seconds,
+        page=page,
+        allowed_origins=tuple(allow_origin or ()),
     )
     raise typer.Exit(serve(config))

@@ -46,6 +46,7 @@ from perilune.engine.output import AnswerStream
 from perilune.engine.request import Handover, SamplingParams, TextDelta
 from perilune.engine.view import View
 from perilune.errors import EngineDeadError, OverloadedError, PeriluneError, RequestError
+from perilune.host.cores import WAITING
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.hub import resolve
 from perilune.text.tokenizer import load_tokenizer
@@ -56,6 +57,8 @@ SETTLE_SECONDS = 0.1
 
 class AsyncEngine:
     """Use `await AsyncEngine.start(config)`. One event loop owns it."""
+
+    worker = "perilune.engine.worker"  # the module that runs as the process
 
     def __init__(self, config: EngineConfig, path: Path) -> None:
         """Reads what the front needs (spec, tokenizer, limits); the process is started by `start`."""
@@ -100,12 +103,11 @@ class AsyncEngine:
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(endpoint)
-        # Without it, compute threads that lost their core to another process spin: 80 tokens/s became 1 (docs/log.md).
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+        environment = {**WAITING, **os.environ}
         if self.config.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.config.threads)
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "perilune.engine.worker", endpoint, str(os.getpid())), env=environment
+            *(sys.executable, "-m", self.worker, endpoint, str(os.getpid())), env=environment
         )
         self._socket.send(self._encode({"config": self.config, "path": str(self.path)}))
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._watch())]

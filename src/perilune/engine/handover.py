@@ -95,7 +95,10 @@ class Handover:
         self._held: dict[str, str] = {}  # what is to be freed when a transfer nobody waits for has ended
 
     def check(self, request: Submit) -> None:
-        """Before a request is queued. Raises UnsupportedError, NotLentError or TicketError."""
+        """Before a request is queued. While it waits its cache is kept: `receive`, `forget` or `turn_away` must follow.
+
+        Raises UnsupportedError, NotLentError or TicketError.
+        """
         asked, params = request.handover, request.params
         if asked is None:
             return
@@ -111,7 +114,7 @@ class Handover:
         if why:
             raise NotLentError("The request cannot be divided.", why, "Send it to a decode engine, without a ticket.")
         if isinstance(asked, Borrow):
-            self.exchange.check_ticket(asked.ticket, request.prompt)
+            self.exchange.hold(asked.ticket, request.prompt)
 
     def turn_away(self, request: Submit, reason: str) -> None:
         """This engine will not serve `request`: whoever keeps its cache need not wait."""

@@ -25,6 +25,7 @@ from perilune.engine.config import EngineConfig
 from perilune.engine.orders import Answer, Failed, Join, Load, Loaded, OpenDoor, Order, Stop
 from perilune.engine.parallel import RankLostError
 from perilune.errors import EngineDeadError, PeriluneError
+from perilune.host.cores import WAITING
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Ranks:
         # the side that connects never waits in a send: what nobody takes, not yet or not any more, lies in a queue
         socket.connect(endpoint)
         self._sockets.append(socket)
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as in client.py
+        environment = {**WAITING, **os.environ}
         process = subprocess.Popen(  # noqa: S603 - this very program
             [sys.executable, "-m", "perilune.engine.rank", endpoint, str(os.getpid())],
             stdin=subprocess.DEVNULL,

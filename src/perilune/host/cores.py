@@ -1,4 +1,4 @@
-"""How many threads should compute: one per physical core this process may use. Read-only. Imports no torch.
+"""How many threads should compute, one per physical core this process may use, and how they wait. Imports no torch.
 
 Two hardware threads of one core share its multipliers and caches, which one compute thread keeps busy alone.
 """
@@ -8,6 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+# The environment of a process that computes. Threads wait for each other a fifth of a millisecond awake, longer than
+# Python takes from one op to the next (always asleep, a step of 60 ops loses 3 ms to wake-ups), then asleep. Awake
+# without end, threads that lost their core to another process made one token a second of 80 (docs/log.md).
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 
 
 def compute_threads(

@@ -10,12 +10,44 @@ loopback address, it therefore answers to names of the loopback only.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from perilune.errors import ConfigError
 from perilune.http.errors import ForeignOriginError, error_response
+
+_ORIGIN = re.compile(r"https?://[^/?#@\s]+")
+
+
+def check_origins(origins: Sequence[str]) -> None:
+    """Raises ConfigError for what is neither an origin nor "*"."""
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                f"{origin!r} is no origin.", "It is a scheme and a host.", "Write https://chat.example, or *."
+            )
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host's name or address is this machine's own."""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def guard(app: Starlette, allowed: Sequence[str], *, loopback_only: bool) -> None:
+    """Lets pages of this server and of `allowed` origins in, and those of no other. Call it last: it comes first."""
+    app.add_middleware(Origins, allowed=allowed, loopback_only=loopback_only)
+    if allowed:
+        app.add_middleware(CORSMiddleware, allow_origins=allowed, allow_methods=["*"], allow_headers=["*"])
 
 
 class Origins:
@@ -39,7 +71,7 @@ class Origins:
     def _refusal(self, scope: Scope) -> ForeignOriginError | None:
         headers = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
-        if self._loopback_only and not _is_loopback(_name(host)) and _name(host) not in self._names:
+        if self._loopback_only and not _is_safe(_name(host)) and _name(host) not in self._names:
             return ForeignOriginError(
                 f"This server does not go by the name {_name(host)[:100]!r}.",
                 "It has no API key and listens on this machine only, so other names are refused.",
@@ -64,9 +96,9 @@ def _name(netloc: str) -> str:
     return netloc.partition(":")[0]
 
 
-def _is_loopback(name: str) -> bool:
-    """Also an address of any kind: what names an address cannot have been pointed at it. And nothing, as HTTP/1.0."""
-    if name in ("", "localhost") or name.endswith(".localhost"):
+def _is_safe(name: str) -> bool:
+    """Nobody else can have pointed it here: the loopback's names, any address, and nothing at all, as in HTTP/1.0."""
+    if name == "" or is_loopback(name):
         return True
     try:
         ipaddress.ip_address(name)

@@ -12,9 +12,10 @@ from perilune.models.spec import DenseSpec, KdaSpec, MlaSpec, ModelSpec, MoeSpec
 from perilune.nn.batch import Batch
 from perilune.nn.group import ALONE, Group
 from perilune.nn.kda import kda_layer
-from perilune.nn.mla import Rotation, mla_layer
+from perilune.nn.mla import mla_layer
 from perilune.nn.rope import inverse_frequencies, rotation
 from perilune.nn.weights import KdaWeights, MlaWeights, ModelWeights, MoeWeights, SwigluWeights
+from perilune.ops.mla.reference import Rotation
 from perilune.ops.table import REFERENCE, Ops
 
 

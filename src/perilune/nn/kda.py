@@ -26,6 +26,9 @@ def kda_layer(x: Tensor, w: KdaWeights, spec: KdaSpec, batch: Batch, state: Tens
         out_gate=linear(gate, w.g_b).unflatten(-1, heads),
     )
     parameters = Parameters(w.conv, w.a_log, w.dt_bias, w.norm, spec.norm_eps)
+    if not batch.prefill and len(batch.waves) == 1:  # its rows are all there are, in order
+        rows, slots = batch.waves[0].rows, batch.waves[0].slots
+        return linear(ops.kda_decode(projected, rows, slots, parameters, state, conv).flatten(1), w.o)
     o = torch.empty(x.shape[0], *heads, dtype=x.dtype, device=x.device)
     for piece in batch.prefill:
         o[piece.rows] = ops.kda_prefill(projected, piece.rows, piece.slot, parameters, state, conv, piece.exports)

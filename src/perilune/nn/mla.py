@@ -7,12 +7,9 @@ from torch import Tensor
 
 from perilune.models.spec import MlaSpec
 from perilune.nn.batch import Batch
-from perilune.nn.rope import rotate
 from perilune.nn.weights import MlaWeights
-from perilune.ops.mla.reference import Shape, write_latents
+from perilune.ops.mla.reference import Rotation, Shape
 from perilune.ops.table import Ops
-
-Rotation = tuple[Tensor, Tensor]
 
 
 def mla_layer(
@@ -24,20 +21,16 @@ def mla_layer(
     """
     query, kv = _query_and_latent(x, w, spec, ops)
     q = query.unflatten(-1, (spec.heads, spec.qk_dim))
-    latent, k_pe = kv.split([spec.latent_rank, spec.rope_dim], dim=-1)
-    latent = ops.rms_norm(latent, w.kv_norm, spec.latent_norm_eps)
-    if rotation is not None:
-        q = torch.cat([q[..., : spec.nope_dim], rotate(q[..., spec.nope_dim :], *rotation)], dim=-1)
-        k_pe = rotate(k_pe, *rotation)
-    write_latents(pages, batch.page_ids, batch.offsets, torch.cat([latent, k_pe], dim=-1))
+    q = ops.mla_store(q, kv, w.kv_norm, spec.latent_norm_eps, rotation, pages, batch.page_ids, batch.offsets)
 
     shape: Shape = {"nope": spec.nope_dim, "v_dim": spec.v_dim, "rank": spec.latent_rank, "scale": spec.softmax_scale}
-    o = torch.empty(x.shape[0], spec.heads, spec.v_dim, dtype=torch.float32, device=x.device)
-    for piece in batch.prefill:
-        o[piece.rows] = ops.mla_prefill(q[piece.rows], pages, piece.pages, piece.start, w.kv_b, **shape)
+    parts = [
+        ops.mla_prefill(q[piece.rows], pages, piece.pages, piece.start, w.kv_b, **shape) for piece in batch.prefill
+    ]
     if batch.decode:
         tables, lengths = [row.pages for row in batch.decode], [row.length for row in batch.decode]
-        o[batch.decode_start :] = ops.mla_decode(q[batch.decode_start :], pages, tables, lengths, w.kv_b, **shape)
+        parts.append(ops.mla_decode(q[batch.decode_start :], pages, tables, lengths, w.kv_b, **shape))
+    o = parts[0] if len(parts) == 1 else torch.cat(parts)
     return ops.linear(o.to(x.dtype).flatten(1), w.o)
 
 

@@ -1,4 +1,4 @@
-"""Rotary embedding over interleaved pairs (x0, x1), (x2, x3), ... with optional YaRN. fp32.
+"""Angles of the rotary embedding over pairs, with optional YaRN. fp32. What turns by them is in `ops/mla/reference.py`.
 
 YaRN (arXiv 2309.00071), for pair i of dim/2: theta_i = base^(-2i/dim);
     low  = floor(dim ln(original / (beta_fast 2 pi)) / (2 ln base)), high = ceil(same with beta_slow)
@@ -45,11 +45,3 @@ def rotation(rope: RopeSpec, inv_freq: Tensor, positions: Tensor) -> tuple[Tenso
 
 def _mscale(yarn: YarnSpec, mscale: float) -> float:
     return 0.1 * mscale * math.log(yarn.factor) + 1.0 if mscale else 1.0
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [T, ..., dim] rotated by pairs, in x's dtype; cos and sin [T, dim / 2]."""
-    extra = (1,) * (x.dim() - 2)
-    cos, sin = cos.view(cos.shape[0], *extra, -1), sin.view(sin.shape[0], *extra, -1)
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)

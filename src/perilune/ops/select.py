@@ -37,6 +37,7 @@ OPS = {
     "experts": "routed experts",
     "kda_prefill": "Kimi Delta Attention, chunked",
     "kda_decode": "Kimi Delta Attention, one token per sequence",
+    "mla_store": "normed latents and rotated keys into pages",
     "mla_prefill": "multi-head latent attention, expanded",
     "mla_decode": "multi-head latent attention, absorbed, over pages",
 }
@@ -49,6 +50,7 @@ CPU: dict[str, Callable[..., Any]] = {
     "experts": moe.experts,
     "kda_prefill": kda.prefill,
     "kda_decode": kda.decode,
+    "mla_store": mla.store,
     "mla_prefill": mla.prefill,
     "mla_decode": mla.decode_rows,
 }

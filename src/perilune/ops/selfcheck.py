@@ -136,6 +136,15 @@ def _mla(native: Native, random: torch.Generator) -> Iterator[Pair]:
     pages, table = _bf16(random, 3, mla.PAGE, rank + rope), torch.tensor([2, 0])
     kv_b = DenseWeight(_bf16(random, heads * (nope + v_dim), rank) / rank**0.5)
     q = _bf16(random, tokens, heads, nope + rope)
+    kv, norm, angles = _bf16(random, tokens, rank + rope), _bf16(random, rank), torch.rand(tokens, rope // 2)
+    place = (torch.full((tokens,), 1), torch.arange(tokens) % mla.PAGE)
+    stored = [torch.zeros(3, mla.PAGE, rank + rope).bfloat16() for _ in range(2)]
+    yield (
+        "rotated queries",
+        mla_cpu.store(native, q.clone(), kv, norm, 1e-5, (angles.cos(), angles.sin()), stored[0], *place),
+        mla.store(q, kv, norm, 1e-5, (angles.cos(), angles.sin()), stored[1], *place),
+    )
+    yield "stored latents", stored[0], stored[1]
     yield (
         "attention in prefill",
         mla_cpu.prefill(native, q, pages, table, 0, kv_b, **shape),

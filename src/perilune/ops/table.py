@@ -31,6 +31,7 @@ class Ops:
     experts: Callable[[Tensor, Tensor, Tensor, Weight, Weight, Weight], Tensor]
     kda_prefill: Callable[..., Tensor]
     kda_decode: Callable[[kda.Projections, Tensor, Tensor, kda.Parameters, Tensor, Tensor], Tensor]
+    mla_store: Callable[..., Tensor]
     mla_prefill: Callable[..., Tensor]
     mla_decode: Callable[..., Tensor]
 
@@ -45,6 +46,7 @@ REFERENCE = Ops(
     experts=moe.experts,
     kda_prefill=kda.prefill,
     kda_decode=kda.decode,
+    mla_store=mla.store,
     mla_prefill=mla.prefill,
     mla_decode=mla.decode_rows,
 )

@@ -64,10 +64,20 @@ class _Source:
     """One prefill engine, by its control address. `met` is the incarnation that the ranks know."""
 
     socket: zmq.Socket[bytes]
+    used: float
     description: Description | None = None
     met: str = ""
     refusal: str = ""
     waiting: list[tuple[Wanted, float]] = field(default_factory=list)
+
+
+@dataclass
+class _Hold:
+    """A ticket whose request waits for a place. `renewal`: when its lease is to be renewed."""
+
+    ticket: Ticket
+    source: _Source
+    renewal: float
 
 
 @dataclass
@@ -101,6 +111,7 @@ class Borrower:
         self._by_lease: dict[str, _Transfer] = {}
         self._by_job: dict[str, tuple[_Transfer, int, str]] = {}
         self._renewals: dict[str, list[str]] = {}
+        self._holds: dict[str, _Hold] = {}  # by lease
 
     def __len__(self) -> int:
         return len(self._transfers) + sum(len(source.waiting) for source in self._sources.values())
@@ -115,11 +126,24 @@ class Borrower:
     def sockets(self) -> list[zmq.Socket[bytes]]:
         return [source.socket for source in self._sources.values()]
 
-    def want(self, wanted: Wanted) -> None:
-        now, address = time.monotonic(), wanted.ticket.control
+    def _source(self, address: str, now: float) -> _Source:
         source = self._sources.get(address)
         if source is None:
-            source = self._sources[address] = _Source(self._connect(address))
+            source = self._sources[address] = _Source(self._connect(address), now)
+        source.used = now
+        return source
+
+    def hold(self, ticket: Ticket) -> None:
+        """Claim the lease and renew it until `want` or `refuse`. Whether it is alive, `want` will see."""
+        now = time.monotonic()
+        source = self._source(ticket.control, now)
+        self._holds[ticket.id] = _Hold(ticket, source, now + ticket.ttl / 3)
+        self._send(source, ticket.incarnation, Open(ticket.id))
+
+    def want(self, wanted: Wanted) -> None:
+        now = time.monotonic()
+        source = self._source(wanted.ticket.control, now)
+        self._holds.pop(wanted.ticket.id, None)
         known = source.description
         if known is not None and known.rendezvous.incarnation == wanted.ticket.incarnation:
             self._begin(wanted, source, known, now)
@@ -165,9 +189,8 @@ class Borrower:
 
     def refuse(self, ticket: Ticket, reason: str) -> None:
         """Tell the engine that gave the ticket that nobody will come."""
-        source = self._sources.get(ticket.control)
-        if source is None:
-            source = self._sources[ticket.control] = _Source(self._connect(ticket.control))
+        self._holds.pop(ticket.id, None)
+        source = self._source(ticket.control, time.monotonic())
         self._send(source, ticket.incarnation, Abandon(ticket.id, reason))
 
     def abort(self, request: str, reason: str) -> None:
@@ -252,6 +275,7 @@ class Borrower:
         if isinstance(report, Fetched):
             transfer.nbytes += report.nbytes
             self._counters.received_bytes += report.nbytes
+            self._counters.early_bytes += 0 if transfer.reception.sealed else report.nbytes
             self._counters.descriptors += report.runs
             self._counters.note_rate(report.nbytes, report.seconds)
             actions = transfer.reception.fetched(report.job, now)
@@ -270,15 +294,35 @@ class Borrower:
             deadline = transfer.reception.deadline
             if deadline is not None and deadline <= now:
                 self._perform(transfer, transfer.reception.tick(now))
+        for hold in self._holds.values():
+            if hold.renewal <= now:
+                hold.renewal = now + hold.ticket.ttl / 3
+                self._send(hold.source, hold.ticket.incarnation, Renew((hold.ticket.id,)))
         for source in self._sources.values():
             self._flush_renewals(source)
+        self._part(now)
         states = [transfer for transfer in self._transfers.values() if transfer.reception.state in _QUARANTINED]
         self._counters.quarantined_pages = sum(len(transfer.wanted.place.pages) for transfer in states)
+
+    def _part(self, now: float) -> None:
+        """Engines come and go under new addresses: what leads to one that is not used any more is closed."""
+        busy = {id(transfer.source) for transfer in self._transfers.values()}
+        busy |= {id(hold.source) for hold in self._holds.values()}
+        for address, source in list(self._sources.items()):
+            if id(source) in busy or source.waiting:
+                source.used = now
+            elif now > source.used + self._settings.idle_seconds:
+                for rank in self._ranks if source.met else ():
+                    for name in rank.transports:
+                        rank.send(name, Forget(source.met))
+                source.socket.close(linger=0)
+                del self._sources[address]
 
     @property
     def deadline(self) -> float | None:
         """When to call `tick`, at the latest."""
         times = [end for source in self._sources.values() for _, end in source.waiting]
+        times += [hold.renewal for hold in self._holds.values()]
         times += [t for transfer in self._transfers.values() if (t := transfer.reception.deadline) is not None]
         return min(times, default=None)
 

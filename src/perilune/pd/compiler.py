@@ -142,9 +142,10 @@ def _segments(
     table: RegionTable, at: Place, bases: Mapping[Key, int], first: int, end: int, stateful: bool, rank: int
 ) -> _Segments:
     parts: list[tuple[Bytes, Bytes, Bytes]] = []
+    pages = np.asarray(at.pages, np.int64)
     for region in sorted(table.regions, key=lambda region: region.key):
         if region.pool == "pages" and end > first:
-            parts.append(_latents(region, at.pages, bases[region.key], first, end))
+            parts.append(_latents(region, pages, bases[region.key], first, end))
         elif region.pool == "slots" and stateful:
             assert at.slot is not None
             parts.append(_state(region, at.slot, bases[region.key]))
@@ -155,13 +156,13 @@ def _segments(
 _none: Bytes = np.empty(0, np.int64)
 
 
-def _latents(region: Region, pages: Sequence[int], base: int, first: int, end: int) -> tuple[Bytes, Bytes, Bytes]:
+def _latents(region: Region, pages: Bytes, base: int, first: int, end: int) -> tuple[Bytes, Bytes, Bytes]:
     """One segment per page touched by tokens [first, end)."""
     size = region.tokens
     index = np.arange(first // size, -(-end // size))
     if len(pages) <= index[-1]:
         raise PlanError(f"{len(pages)} pages of {size} tokens do not hold token {end - 1}.")
-    page = np.asarray(pages, np.int64)[index[0] : index[-1] + 1]
+    page = pages[index[0] : index[-1] + 1]
     _inside("page", int(page.min()), int(page.max()), region.count)
     start, stop = np.maximum(index * size, first), np.minimum((index + 1) * size, end)
     local = _address(region) + page * region.stride + (start - index * size) * region.item_bytes
@@ -192,20 +193,24 @@ def _join(parts: Sequence[_Segments]) -> _Segments:
     start, local, length, rank = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("start", "local", "length", "rank")
     )
-    order = np.argsort(start, kind="stable")
-    start, local, length, rank = start[order], local[order], length[order], rank[order]
+    if len(parts) > 1:
+        order = np.argsort(start, kind="stable")
+        start, local, length, rank = start[order], local[order], length[order], rank[order]
     if np.any(start[:-1] + length[:-1] > start[1:]):
         raise PlanError("Two source ranks offer the same bytes.", "Their region tables overlap.")
     return _Segments(start, local, length, rank)
 
 
 def _intersect(target: _Segments, source: _Segments) -> tuple[Runs, Bytes]:
-    """Where two rising lists of disjoint segments meet, and the source rank of each piece."""
+    """Where two rising lists of disjoint segments meet, by rising address of the target, and the source rank of each
+    piece."""
     low = np.searchsorted(source.start + source.length, target.start, "right")
     high = np.searchsorted(source.start, target.start + target.length, "left")
     counts = np.maximum(high - low, 0)
-    t = np.repeat(np.arange(len(counts)), counts)
-    s = np.arange(len(t)) + np.repeat(low - (np.cumsum(counts) - counts), counts)
+    order = np.argsort(target.local)  # of segments, not of pieces: these are many more if source pages are small
+    counts = counts[order]
+    t = np.repeat(order, counts)
+    s = np.arange(len(t)) + np.repeat(low[order] - (np.cumsum(counts) - counts), counts)
     begin = np.maximum(target.start[t], source.start[s])
     stop = np.minimum(target.start[t] + target.length[t], source.start[s] + source.length[s])
     runs = Runs(source.local[s] + begin - source.start[s], target.local[t] + begin - target.start[t], stop - begin)
@@ -213,12 +218,10 @@ def _intersect(target: _Segments, source: _Segments) -> tuple[Runs, Bytes]:
 
 
 def _merge(runs: Runs, chosen: NDArray[np.bool_]) -> Runs:
-    """The chosen runs by rising target, neighbours on both sides joined."""
+    """The chosen runs, neighbours on both sides joined."""
     source, target, length = runs.source[chosen], runs.target[chosen], runs.length[chosen]
     if not len(length):
         return Runs.none()
-    order = np.argsort(target)
-    source, target, length = source[order], target[order], length[order]
     joins = (source[:-1] + length[:-1] == source[1:]) & (target[:-1] + length[:-1] == target[1:])
     heads = np.flatnonzero(np.append(True, ~joins))
     return Runs(source[heads], target[heads], np.add.reduceat(length, heads))

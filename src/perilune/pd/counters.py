@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 class Counters:
     """Totals since the start, but for the gauges at the end.
 
-    `transfer_seconds` is from ticket to valid, summed; `link_bytes_per_second` a moving mean of single fetches.
+    `early_bytes` are those of `received_bytes` that came while their prompt was still computed. `transfer_seconds` is
+    from ticket to valid, summed; `link_bytes_per_second` a moving mean of single fetches.
     """
 
     transfers: int = 0
     transfer_seconds: float = 0.0
     received_bytes: int = 0
+    early_bytes: int = 0
     descriptors: int = 0
     retries: int = 0
     failures: int = 0

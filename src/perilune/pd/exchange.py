@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import queue
 import secrets
-import socket as sockets
 import threading
 import time
 from collections import OrderedDict
@@ -18,6 +17,7 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from perilune.errors import ConfigError
+from perilune.pd.bell import Bell
 from perilune.pd.borrower import Borrower, Wanted
 from perilune.pd.commands import Attend, Rendezvous, Report, Serving
 from perilune.pd.compiler import Place
@@ -54,7 +54,7 @@ class Exchange:
         self._used: OrderedDict[str, None] = OrderedDict()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._inbox_bell, self._outbox_bell = _Bell(), _Bell()
+        self._inbox_bell, self._outbox_bell = Bell(), Bell()
         self._addresses: dict[str, list[bytes]] = {}
         self._refusals: dict[str, str] = {}
         self._awaited = sum(len(rank.transports) for rank in ranks)
@@ -164,6 +164,14 @@ class Exchange:
             raise TicketError("The ticket was used already.", "A ticket is good for one attempt.", "Ask for a new one.")
         return opened
 
+    def hold(self, ticket: str, prompt: Sequence[int]) -> None:
+        """The request has to wait for pages and a slot: its cache is kept meanwhile. `receive` or `refuse` must follow.
+
+        Optional. Raises TicketError.
+        """
+        opened = self.check_ticket(ticket, prompt)
+        self._post_in(lambda: self._borrower.hold(opened))
+
     def receive(
         self, request: str, ticket: str, prompt: Sequence[int], pages: Sequence[int], slot: int | None, cached: int = 0
     ) -> None:
@@ -231,10 +239,12 @@ class Exchange:
         poller.register(self._lender.socket, zmq.POLLIN)
         poller.register(self._inbox_bell.fileno(), zmq.POLLIN)
         while not self._closing or self._borrower.busy:
-            for socket in self._borrower.sockets:
-                if socket not in known:
-                    known.add(socket)
-                    poller.register(socket, zmq.POLLIN)
+            sockets = set(self._borrower.sockets)
+            for socket in known - sockets:
+                poller.unregister(socket)
+            for socket in sockets - known:
+                poller.register(socket, zmq.POLLIN)
+            known = sockets
             poller.poll(int(self._timeout() * 1000) + 1)
             try:
                 self._turn()
@@ -302,28 +312,3 @@ class Exchange:
         self._borrower.close()
         self._lender.socket.close(linger=100)
         self._context.term()
-
-
-class _Bell:
-    """Makes a queue visible to poll(2)."""
-
-    def __init__(self) -> None:
-        self._hear, self._pull = sockets.socketpair()
-        self._hear.setblocking(False)
-        self._pull.setblocking(False)
-
-    def fileno(self) -> int:
-        return self._hear.fileno()
-
-    def ring(self) -> None:
-        try:
-            self._pull.send(b"\0")
-        except BlockingIOError:
-            return  # it rings already
-
-    def silence(self) -> None:
-        try:
-            while self._hear.recv(4096):
-                pass
-        except BlockingIOError:
-            return

@@ -291,6 +291,11 @@ class Reception:
         return min(times)
 
     @property
+    def sealed(self) -> bool:
+        """Whether the prefill engine has said that it is done."""
+        return self._sealed
+
+    @property
     def over(self) -> bool:
         """Ended, and fenced."""
         return self._ended and not self._fetches

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import msgspec
 import zmq
 
+from perilune.pd.bell import Bell
 from perilune.pd.commands import Command, Report
 from perilune.pd.errors import TransportError
 from perilune.pd.rank import LocalRank
@@ -73,6 +74,7 @@ class RemoteRank:
         self._thread: threading.Thread | None = None
         self._orders: list[bytes] = []
         self._over = threading.Event()
+        self._bell = Bell()
 
     def start(self, report: Callable[[Report], None]) -> None:
         self._thread = threading.Thread(target=self._run, args=(report,), name="pd-remote-rank", daemon=True)
@@ -85,15 +87,21 @@ class RemoteRank:
     def _queue(self, message: ToRank) -> None:
         with self._lock:
             self._orders.append(self._encode(message))
+        self._bell.ring()
 
     def _run(self, report: Callable[[Report], None]) -> None:
         """The only thread that touches the socket."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._bell.fileno(), zmq.POLLIN)
         while not self._over.is_set():
+            poller.poll(POLL_MS)
+            self._bell.silence()
             with self._lock:
                 orders, self._orders = self._orders, []
             for order in orders:
                 self._socket.send(order)
-            if self._socket.poll(1):
+            while self._socket.poll(0):
                 message = self._decode(self._socket.recv())
                 if isinstance(message, Ended):
                     self._whole = message.whole
@@ -109,6 +117,7 @@ class RemoteRank:
         self._queue(Quit())
         self._thread.join(STOP_SECONDS)
         self._over.set()
+        self._bell.ring()
         return self._whole
 
 

@@ -16,7 +16,8 @@ class PdSettings:
     """`host` is listened on, `advertise` told to others; port 0 takes any free one.
 
     `transports` are tried in this order. `drain_seconds`: how long reads that were given up may go on before the peer,
-    and then the transport, is given up too. Raises ConfigError for an unknown transport.
+    and then the transport, is given up too. Of a prefill engine that nothing came from for `idle_seconds` nothing is
+    kept. Raises ConfigError for an unknown transport.
     """
 
     host: str = "127.0.0.1"
@@ -26,6 +27,7 @@ class PdSettings:
     leases: LeaseTimes = field(default_factory=LeaseTimes)
     receptions: ReceptionTimes = field(default_factory=ReceptionTimes)
     drain_seconds: float = 5.0
+    idle_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         for name in self.transports:

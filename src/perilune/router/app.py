@@ -16,11 +16,14 @@ from perilune.http import errors
 from perilune.http.errors import UnknownModelError, detail_of, log_unexpected
 from perilune.http.json import JsonRequest
 from perilune.http.middleware import ApiKeys, BodyLimit
+from perilune.http.origins import guard, is_loopback
+from perilune.http.page import is_page, page_router
 from perilune.http.sse import EventStream, unless_gone
 from perilune.router.ask import public, read_ask
 from perilune.router.errors import NoWorkerError, RefusedError
 from perilune.router.events import error_event
 from perilune.router.legs import Opened
+from perilune.router.live import live_router
 from perilune.router.route import Router
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize")
@@ -97,9 +100,13 @@ def create_app(router: Router) -> FastAPI:
     async def metrics() -> Response:
         return Response(router.metrics.show(router.pool.workers.values()), headers={"Content-Type": EXPOSITION})
 
+    app.include_router(live_router(router, lambda: bool(app.state.draining)))
+    if config.page:
+        app.include_router(page_router())
     errors.install(app)
     app.add_middleware(BodyLimit, limit=config.max_body_bytes, seconds=config.body_seconds)
-    app.add_middleware(ApiKeys, keys=config.api_keys)
+    app.add_middleware(ApiKeys, keys=config.api_keys, is_open=is_page if config.page else lambda _: False)
+    guard(app, config.allowed_origins, loopback_only=not config.api_keys and is_loopback(config.host))
     return app
 
 

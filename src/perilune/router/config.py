@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from urllib.parse import urlsplit
 
 from perilune.errors import ConfigError, nearest
+from perilune.http.origins import check_origins
 from perilune.units import MIB
 
 Role = Literal["prefill", "decode", "both"]
@@ -65,7 +66,8 @@ class RouterConfig:
     the cluster's key; without it PERILUNE_PD_KEY. `remote_from`: fewest prompt tokens, not counting cached ones, for
     which a prefill on another engine is considered. `retries`: attempts after the first, each elsewhere, as long as
     the client has seen nothing. Times in seconds: for the first token, between two pieces of a stream, for a whole
-    answer that is not streamed, until an engine is there, between health checks. Raises ConfigError.
+    answer that is not streamed, until an engine is there, between health checks. `page` answers `/` with one;
+    `allowed_origins` are other sites whose pages may ask, "*" for all. Raises ConfigError.
     """
 
     places: tuple[Place, ...] = ()
@@ -88,6 +90,8 @@ class RouterConfig:
     max_body_bytes: int = 16 * MIB
     body_seconds: float = 60.0
     drain_seconds: float = 30.0
+    page: bool = True
+    allowed_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.places and self.workers_file is None:
@@ -102,5 +106,6 @@ class RouterConfig:
         for name in ("retries", "remote_from", "wait_seconds", "drain_seconds"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} cannot be negative: {getattr(self, name)}.")
+        check_origins(self.allowed_origins)
         if any(not key for key in self.api_keys):
             raise ConfigError("An API key is empty.", "Anybody could send it.", "Set --api-key to a secret.")

@@ -40,6 +40,16 @@ class RouterMetrics:
             )
         ]
 
+    def ways(self) -> dict[tuple[str, str], int]:
+        """Requests so far by (prefill engine, decode engine); one of them is empty where there was none."""
+        found: dict[tuple[str, str], int] = {}
+        for metric in self.requests.collect():
+            for sample in metric.samples:
+                if sample.name.endswith("_total"):
+                    way = (sample.labels["prefill"], sample.labels["decode"])
+                    found[way] = found.get(way, 0) + int(sample.value)
+        return found
+
     def show(self, workers: Iterable[Worker]) -> bytes:
         """The exposition text."""
         for gauge, _ in self._workers:

@@ -1,4 +1,4 @@
-"""What an engine says of itself at /pd/status: the part of docs/pd.md's form that routing reads."""
+"""What an engine says of itself at /pd/status: the part of docs/pd.md's form that routing and the page read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ import msgspec
 class Slots(msgspec.Struct):
     total: int = 0
     free: int = 0
+
+
+class Pages(msgspec.Struct):
+    total: int = 0
+    free: int = 0
+    tokens: int = 64
 
 
 class Queue(msgspec.Struct):
@@ -43,10 +49,12 @@ class Status(msgspec.Struct):
     model_digest: str = ""
     key: str = ""
     slots: Slots = msgspec.field(default_factory=Slots)
+    pages: Pages = msgspec.field(default_factory=Pages)
     queue: Queue = msgspec.field(default_factory=Queue)
     cost: Cost = msgspec.field(default_factory=Cost)
     rates: Rates = msgspec.field(default_factory=Rates)
     prefixes: list[Prefix] = msgspec.field(default_factory=list)
+    totals: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 def read_status(body: bytes) -> Status | None:

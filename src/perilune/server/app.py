@@ -7,13 +7,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
 
 from perilune import __version__
 from perilune.engine.client import AsyncEngine
 from perilune.http import errors
 from perilune.http.middleware import ApiKeys, BodyLimit
-from perilune.http.origins import Origins
+from perilune.http.origins import guard, is_loopback
 from perilune.http.page import is_page, page_router
 from perilune.server import chat, completions, docs, live, models, openapi, pd, responses, status, tokens
 from perilune.server.config import ServerConfig
@@ -60,11 +59,7 @@ def create_app(engine: AsyncEngine, config: ServerConfig) -> FastAPI:
     app.add_middleware(BodyLimit, limit=config.max_body_bytes, seconds=config.body_seconds)
     app.add_middleware(ApiKeys, keys=config.api_keys, is_open=is_page if config.page else lambda _: False)
     app.add_middleware(Stamps, key=key)
-    app.add_middleware(Origins, allowed=config.allowed_origins, loopback_only=not config.api_keys and config.loopback)
-    if config.allowed_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=config.allowed_origins, allow_methods=["*"], allow_headers=["*"]
-        )
+    guard(app, config.allowed_origins, loopback_only=not config.api_keys and is_loopback(config.host))
     return app
 
 

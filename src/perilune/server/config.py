@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from dataclasses import dataclass, field
 
 from perilune.errors import ConfigError, nearest
+from perilune.http.origins import check_origins
 from perilune.units import MIB
 
 ISOLATIONS = ("none", "key")
-_ORIGIN = re.compile(r"https?://[^/?#@\s]+")
 
 
 @dataclass(frozen=True)
@@ -50,11 +48,7 @@ class ServerConfig:
             raise ConfigError("A served model name is empty.", fix="Give --served-model-name a name.")
         if any(not key for key in self.api_keys):
             raise ConfigError("An API key is empty.", "Anybody could send it.", "Set --api-key to a secret.")
-        for origin in self.allowed_origins:
-            if origin != "*" and not _ORIGIN.fullmatch(origin):
-                raise ConfigError(
-                    f"{origin!r} is no origin.", "It is a scheme and a host.", "Write https://chat.example, or *."
-                )
+        check_origins(self.allowed_origins)
         if self.cache_isolation not in ISOLATIONS:
             raise ConfigError(
                 f"cache_isolation {self.cache_isolation!r} is not known.", nearest(self.cache_isolation, ISOLATIONS)
@@ -63,21 +57,6 @@ class ServerConfig:
             raise ConfigError(
                 "cache_isolation by key needs keys.", "Without --api-key all requests look alike.", "Set --api-key."
             )
-
-    @property
-    def loopback(self) -> bool:
-        """Whether only this machine can reach the server."""
-        return is_loopback(self.host)
-
-
-def is_loopback(name: str) -> bool:
-    """Whether a host's name or address is this machine's own."""
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def flag(name: str) -> str:

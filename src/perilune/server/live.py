@@ -27,6 +27,7 @@ class Hello(BaseModel):
     context: int
     family: str
     because: list[str]
+    role: str | None = None
 
 
 @router.get("/live")
@@ -47,6 +48,7 @@ async def _events(front: Front, frames: Begun[str]) -> AsyncGenerator[bytes, Non
             context=front.context,
             family=engine.spec.family,
             because=list(engine.because),
+            role=engine.config.pd.role if engine.config.pd else None,
         ),
     )
     try:

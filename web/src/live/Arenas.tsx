@@ -84,10 +84,10 @@ export function Arenas({ view, colours }: { view: View; colours: Map<string, str
           </li>
         ))}
         <li>
-          <Swatch colour="--shared" /> cached prefix, being read
+          <Swatch colour="--shared" /> cached, being read
         </li>
         <li>
-          <Swatch colour="--cached" /> cached prefix, snapshot
+          <Swatch colour="--cached" /> cached
         </li>
         <li>
           <Swatch colour="--free" /> free

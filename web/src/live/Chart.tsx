@@ -23,7 +23,8 @@ interface Props {
 }
 
 const HEIGHT = 150
-const SPAN_SECONDS = 300
+/** Widths of the picture in seconds: it grows with what has been seen. */
+const SPANS = [60, 120, 300]
 
 export function Chart({ title, now, times, lines, format, note, steps }: Props) {
   const box = useRef<HTMLDivElement>(null)
@@ -55,7 +56,7 @@ export function Chart({ title, now, times, lines, format, note, steps }: Props) 
         <h3>{title}</h3>
         <span class="now">{now}</span>
       </figcaption>
-      <div class="plot" ref={box} role="img" aria-label={`${title} over the last five minutes; now ${now}`} />
+      <div class="plot" ref={box} role="img" aria-label={`${title} over the last minutes; now ${now}`} />
       {note && <p class="soft">{note}</p>}
       {lines.length > 1 && (
         <ul class="key">
@@ -89,11 +90,11 @@ function options(box: HTMLElement, lines: Line[], format: (value: number) => str
     cursor: { show: false },
     padding: [8, 16, 0, 0],
     scales: {
-      x: { time: false, range: (_, __, latest) => [(latest ?? 0) - SPAN_SECONDS, latest ?? 0] },
+      x: { time: false, range: (_, first, latest) => [(latest ?? 0) - spanOf((latest ?? 0) - (first ?? 0)), latest ?? 0] },
       y: { range: (_, __, most) => [0, Math.max(1, (most ?? 1) * 1.1)] },
     },
     axes: [
-      { ...axis, grid: { show: false }, size: 24, splits: (self) => minutes(self.scales.x!.max ?? 0), values: (self, splits) => splits.map((at) => ago((self.scales.x!.max ?? 0) - at)) },
+      { ...axis, grid: { show: false }, size: 24, splits, values: (self, places) => places.map((at) => ago((self.scales.x!.max ?? 0) - at)) },
       { ...axis, size: 62, space: 36, ...(steps ? { incrs: steps } : {}), values: (_, splits) => splits.map(format) },
     ],
     series: [
@@ -109,10 +110,17 @@ function options(box: HTMLElement, lines: Line[], format: (value: number) => str
   }
 }
 
-function minutes(latest: number): number[] {
-  return [4, 3, 2, 1, 0].map((ago) => latest - ago * 60)
+function spanOf(seen: number): number {
+  return SPANS.find((span) => seen <= span) ?? SPANS.at(-1)!
+}
+
+/** Five places on the time axis, the last of them now. */
+function splits(self: uPlot): number[] {
+  const { min = 0, max = 0 } = self.scales.x!
+  return [4, 3, 2, 1, 0].map((ago) => max - (ago * (max - min)) / 5)
 }
 
 function ago(seconds: number): string {
-  return seconds < 1 ? 'now' : `${Math.round(seconds / 60)} min`
+  if (seconds < 1) return 'now'
+  return seconds < 60 ? `${Math.round(seconds)} s` : `${+(seconds / 60).toFixed(1)} min`
 }

@@ -4,13 +4,15 @@ import { bytes, count, percent, rate } from '../format'
 import { Arenas } from './Arenas'
 import { Chart } from './Chart'
 import { coloursOf } from './colours'
-import { hello, link, samples, stat, view } from './feed'
+import { ClusterView, Transfers } from './Cluster'
+import { cluster, hello, link, samples, stat, view } from './feed'
 import { Host } from './Host'
 import { Prefixes } from './Prefixes'
 import { Requests } from './Requests'
 
 export function Live() {
   const now = view.value
+  if (cluster.value) return <ClusterView cluster={cluster.value} />
   if (!now) return <p class="empty">{link.value === 'down' ? 'The server does not answer.' : 'Asking the engine…'}</p>
   const colours = coloursOf(now.requests.filter(({ phase }) => phase !== 'waiting'))
   return (
@@ -20,6 +22,7 @@ export function Live() {
       <Arenas view={now} colours={colours} />
       <Charts />
       <Requests view={now} colours={colours} />
+      <Transfers view={now} />
       <div class="two">
         <Prefixes view={now} />
         <Host />
@@ -84,9 +87,9 @@ function Charts() {
         format={bytes}
         steps={BINARY}
         lines={[
-          { name: 'and cached', colour: '--shared', values: history.map(({ used, cached }) => (used ?? 0) + (cached ?? 0)), fill: true },
-          { name: 'used', colour: '--c0', values: history.map(({ used }) => used), fill: true },
-          { name: 'planned limit', colour: '--c4', values: history.map(() => planned), dashed: true },
+          { name: 'with cached', colour: '--shared', values: history.map(({ used, cached }) => (used ?? 0) + (cached ?? 0)), fill: true },
+          { name: 'in use', colour: '--c0', values: history.map(({ used }) => used), fill: true },
+          { name: 'planned', colour: '--c4', values: history.map(() => planned), dashed: true },
         ]}
       />
     </div>

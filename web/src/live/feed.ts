@@ -25,12 +25,38 @@ export interface View {
   requests: RequestView[]
 }
 
+/** The first event of the stream. */
 export interface Hello {
   version: string
   models: string[]
   context: number
   family: string
   because: string[]
+  /** Of an engine that hands caches over. */
+  role?: string | null
+}
+
+/** An engine as a router sees it. What it does not tell is null. */
+export interface Engine {
+  name: string
+  url: string
+  role: 'prefill' | 'decode' | 'both'
+  up: boolean
+  accepting: boolean
+  open: number
+  pending_tokens: number
+  models: string[]
+  slots: { total: number; free: number } | null
+  pages: { total: number; free: number; tokens: number } | null
+  queue: { running: number; waiting: number; uncached_tokens: number; receiving: number; lending: number } | null
+  rates: { prefill_tokens_per_second: number; link_bytes_per_second: number } | null
+  totals: Record<string, number>
+}
+
+export interface Cluster {
+  engines: Engine[]
+  /** Requests so far; `prefill` is empty where the decode engine read the prompt itself. */
+  ways: { prefill: string; decode: string; requests: number }[]
 }
 
 /** One moment: seconds since 1970, tokens per second since the moment before, bytes. */
@@ -44,6 +70,8 @@ export interface Sample {
 
 export const hello = signal<Hello | null>(null)
 export const view = signal<View | null>(null)
+/** Told by a router, in a view's place. */
+export const cluster = signal<Cluster | null>(null)
 export const samples = signal<readonly Sample[]>([])
 export const link = signal<'connecting' | 'up' | 'down'>('connecting')
 /** When the server came back after it was gone. */
@@ -88,6 +116,8 @@ async function listen(signal: AbortSignal, heard: () => void): Promise<void> {
       heard()
     } else if (name === 'view') {
       take(JSON.parse(data) as View)
+    } else if (name === 'cluster') {
+      cluster.value = JSON.parse(data) as Cluster
     }
   }
   throw new ServerError('The server ended the stream.', 0)

@@ -92,6 +92,21 @@ PER_RUN = (
     PerRun("good", "share", "higher", "requests that kept every limit of the SLO / all"),
     PerRun("interactivity", "tokens/s/user", "higher", "1 / median tpot", ("intvty (InferenceX)",)),
     PerRun("failed", "share", "lower", "requests that failed / all"),
+    PerRun(
+        "queue",
+        "s",
+        "lower",
+        "mean time requests waited in the server's queue, from its counters",
+        ("request_queue_time (vLLM)",),
+    ),
+    PerRun(
+        "joules",
+        "J",
+        "lower",
+        "energy of this host's processors (RAPL) and GPUs (hwmon) during the load, idle "
+        "included; only for servers started here",
+    ),
+    PerRun("joules_per_token", "J/token", "lower", "joules / output tokens"),
     PerRun("hit_rate", "share", "higher", "prompt tokens the server had cached / prompt tokens, from usage"),
 )
 

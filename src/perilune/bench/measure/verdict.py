@@ -52,7 +52,7 @@ def judge_run(
     state, said = _cache(point, metrics.get("hit_rate"), ideal)
     (reasons if state else notes).extend(said)
     if window is not None and not window.steady:
-        reasons.append(f"no steady state: times per token drift over the run (p = {window.trend:.1g})")
+        reasons.append(f"no steady state: times per token drift by {window.drift:+.0%} (p = {window.trend:.1g})")
     if len(records) < ENOUGH_FOR_P99:
         notes.append(f"p99 from {len(records)} requests; {ENOUGH_FOR_P99} are wanted")
     if len(records) < asked and point.workload.kind != "sessions":

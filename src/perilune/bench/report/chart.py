@@ -1,4 +1,4 @@
-"""A small line and scatter chart as SVG. Hovering a mark shows its text; colours follow the page's, light or dark."""
+"""A small line and scatter chart as SVG. Hovering a mark shows its numbers, a click leads to where they are from."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from html import escape
 
 _WIDTH, _HEIGHT = 640, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 68, 16, 14, 46
+_TIP_LINE, _TIP_CHAR = 15, 6.1  # height of a line of a tip and width of a letter, in the chart's units
+COLOURS = 6
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A value with its interval in y and the text shown on hovering."""
+    """A value with its interval in y; `text` is shown on hovering, a line each, and `link` is an anchor of the page."""
 
     x: float
     y: float
@@ -21,21 +23,24 @@ class Mark:
     low: float | None = None
     high: float | None = None
     hollow: bool = False
+    link: str = ""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Marks of one colour, joined in order if `joined`."""
+    """Marks of one colour, joined in order if `joined`; `dots` are left out where there are many marks."""
 
     name: str
     marks: Sequence[Mark]
+    colour: int = 0
     joined: bool = True
     dashed: bool = False
+    dots: bool = True
 
 
 @dataclass(frozen=True)
 class Chart:
-    """`note` says in words what is drawn; it is read out where a chart cannot be seen."""
+    """`note` says in words what is drawn; it is read out where a chart cannot be seen. `top` is where y ends."""
 
     title: str
     x: str
@@ -43,6 +48,7 @@ class Chart:
     lines: Sequence[Line]
     note: str = ""
     log_x: bool = False
+    top: float | None = None
 
     def svg(self) -> str:
         """The chart; empty if it has nothing to show."""
@@ -50,13 +56,15 @@ class Chart:
         if not marks:
             return ""
         across = _Scale([m.x for m in marks], _LEFT, _WIDTH - _RIGHT, self.log_x, zero=not self.log_x)
-        ys = [v for m in marks for v in (m.y, m.low, m.high) if v is not None]
+        ys = [v for m in marks for v in (m.y, m.low, m.high, self.top) if v is not None]
         up = _Scale(ys, _HEIGHT - _BOTTOM, _TOP, False, zero=True)
         label = escape(f"{self.title}: {self.note}")
         parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">']
         parts += self._grid(across, up)
-        for k, line in enumerate(self.lines):
-            parts += _drawn(line, k % 6, across, up)
+        for line in self.lines:
+            parts += _drawn(line, across, up)
+        for line in self.lines:  # above all that is drawn, so that no line crosses a tip
+            parts += [_tip(mark, line.colour, across, up) for mark in line.marks if mark.text]
         return "".join([*parts, "</svg>"])
 
     def _grid(self, across: _Scale, up: _Scale) -> list[str]:
@@ -68,7 +76,7 @@ class Chart:
             parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{number(value)}</text>')
         for value in across.ticks:
             x = across(value)
-            parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{base}"/>')
+            parts.append(f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}"/>')
             parts.append(f'<text x="{x:.1f}" y="{base + 18}" text-anchor="middle">{number(value)}</text>')
         for where, name in (
             (f'x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 6}"', self.x),
@@ -119,18 +127,34 @@ def _round_ticks(low: float, high: float) -> list[float]:
     return [step * k for k in range(first, math.ceil((low + span) / step - 1e-9) + 1)]
 
 
-def _drawn(line: Line, colour: int, across: _Scale, up: _Scale) -> list[str]:
-    parts = []
+def _drawn(line: Line, across: _Scale, up: _Scale) -> list[str]:
+    parts, colour = [], f"c{line.colour % COLOURS}"
     if line.joined and len(line.marks) > 1:
         points = " ".join(f"{across(m.x):.1f},{up(m.y):.1f}" for m in line.marks)
         dashes = ' stroke-dasharray="5 4"' if line.dashed else ""
-        parts.append(f'<polyline class="c{colour}" points="{points}"{dashes}/>')
+        parts.append(f'<polyline class="{colour}" points="{points}"{dashes}/>')
     for mark in line.marks:
         x, y = across(mark.x), up(mark.y)
         if mark.low is not None and mark.high is not None:
             ends = f'y1="{up(mark.low):.1f}" y2="{up(mark.high):.1f}"'
-            parts.append(f'<line class="c{colour}" x1="{x:.1f}" x2="{x:.1f}" {ends}/>')
-        kind = "hollow" if mark.hollow else "full"
-        place = f'cx="{x:.1f}" cy="{y:.1f}" r="4.5"'
-        parts.append(f'<circle class="c{colour} {kind}" {place}><title>{escape(mark.text)}</title></circle>')
+            parts.append(f'<line class="{colour} bar" x1="{x:.1f}" x2="{x:.1f}" {ends}/>')
+        if line.dots:
+            kind = "hollow" if mark.hollow or line.dashed else "full"
+            parts.append(f'<circle class="{colour} {kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
     return parts
+
+
+def _tip(mark: Mark, colour: int, across: _Scale, up: _Scale) -> str:
+    """A wide invisible mark, and beside it a box of words that is shown while it is hovered over or in focus."""
+    x, y, lines = across(mark.x), up(mark.y), mark.text.split("\n")
+    width, height = max(map(len, lines)) * _TIP_CHAR + 16, len(lines) * _TIP_LINE + 10
+    left = x + 10 if x + 10 + width < _WIDTH else max(0.0, x - 10 - width)
+    top = min(max(0.0, y - height / 2), _HEIGHT - height)
+    words = "".join(
+        f'<text x="{left + 8:.1f}" y="{top + 16 + i * _TIP_LINE:.1f}">{escape(word)}</text>'
+        for i, word in enumerate(lines)
+    )
+    box = f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height}" rx="5"/>'
+    target = f'<circle class="c{colour % COLOURS} target" cx="{x:.1f}" cy="{y:.1f}" r="9"/>'
+    shown = f'{target}<g class="box">{box}{words}</g>'
+    return f'<a class="tip" href="#{mark.link}">{shown}</a>' if mark.link else f'<g class="tip">{shown}</g>'

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from perilune.bench.measure.statistics import Interval, interval
-from perilune.bench.report.chart import Chart, Line, Mark, number
+from perilune.bench.report.chart import COLOURS, Chart, Line, Mark, number
 from perilune.bench.store import Entry
+from perilune.errors import ConfigError
+from perilune.units import GIB
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,12 @@ class Measured:
     def series(self) -> str:
         """Store, sweep and the axes that are no load."""
         rest = [f"{k}={v}" for k, v in self.first["names"].items() if k not in ("conc", "rate")]
-        return " ".join([self.source, self.first["sweep"], *rest])
+        return " ".join([self.source, self.first["sweep"], *rest]).strip()
 
     @property
     def label(self) -> str:
-        return " ".join(f"{k}={v}" for k, v in self.first["names"].items()) or "-"
+        """The axes that are load: with the series, all of them."""
+        return " ".join(f"{k}={v}" for k, v in self.first["names"].items() if k in ("conc", "rate"))
 
     @property
     def counted(self) -> list[Entry]:
@@ -65,23 +68,64 @@ def measured(source: str, entries: Sequence[Entry]) -> list[Measured]:
     return [Measured(source, runs) for runs in found.values()]
 
 
+def results(stores: Sequence[tuple[str, Sequence[Entry]]]) -> list[Measured]:
+    """The points of every store, pairs of a name and its entries. Raises ConfigError if there are none."""
+    names = [name.rstrip("/").rpartition("/")[2] for name, _ in stores] if len(stores) > 1 else [""]
+    points = [p for name, (_, entries) in zip(names, stores, strict=True) for p in measured(name, entries)]
+    if not points:
+        raise ConfigError("There are no results to report.", fix="`perilune bench run` makes some.")
+    return points
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A number to begin with: what it is, and of which point."""
+
+    title: str
+    value: str
+    of: str
+    anchor: str
+
+
+def headlines(points: Sequence[Measured]) -> list[Headline]:
+    """The best of each that was measured; repeats are averaged."""
+    speed = "output_per_s_gpu" if any(point.first["gpus"] for point in points) else "output_per_s"
+    unit = "tokens/s per GPU" if speed.endswith("gpu") else "tokens/s"
+    found = []
+    for title, metric, scale, what, most in (
+        ("Highest output", speed, 1.0, unit, True),
+        ("Fastest for one user", "interactivity", 1.0, "tokens/s", True),
+        ("Soonest first token, median", "ttft_response_p50", 1000.0, "ms", False),
+        ("Most of prompts from the cache", "hit_rate", 100.0, "%", True),
+    ):
+        of = [(mean.mean, point) for point in points if (mean := point.of(metric)) is not None and mean.mean > 0]
+        if of:
+            value, point = (max if most else min)(of, key=lambda pair: pair[0])
+            where = f"{point.series} {point.label}".strip()
+            found.append(Headline(title, f"{number(value * scale)} {what}", where, point.first["fingerprint"]))
+    return found
+
+
 def charts(points: Sequence[Measured]) -> list[Chart]:
-    """Those that have something to show."""
+    """Those that have something to show. A series has one colour in all of them."""
+    series = list(dict.fromkeys(point.series for point in points))
+    draw = _Drawing({name: index for index, name in enumerate(series)})
     gpus = any(point.first["gpus"] for point in points)
     speed = "output_per_s_gpu" if gpus else "output_per_s"
     unit = "output tokens/s per GPU" if gpus else "output tokens/s"
-    marks = [_mark(p, "interactivity", speed, 1.0, "tokens/s/user", unit) for p in points]
-    front = pareto([mark for mark in marks if mark is not None])
+    marks = [mark for p in points if (mark := draw.mark(p, "interactivity", speed, 1.0, unit)) is not None]
+    front = [Mark(mark.x, mark.y, "") for mark in pareto(marks)]
     drawn = [
         Chart(
-            "Throughput against interactivity", "interactivity: output tokens/s of one user", unit,
-            [*_lines(points, "interactivity", speed, 1.0, "tokens/s/user", unit, joined=False),
-             Line("best trade-offs", front, dashed=True)],
-            "Up and to the right is better. The dashed line joins points no other beats in both. Hollow: degraded.",
+            "Throughput against interactivity", "output tokens/s of one user", unit,
+            [*draw.lines(points, "interactivity", speed, 1.0, unit, joined=False),
+             Line("best trade-offs", front, colour=COLOURS - 1, dashed=True, dots=False)],
+            "Up and to the right is better. The dashed line joins points no other beats in both. Bars are 95 % "
+            "intervals over repeats; hollow marks are degraded runs.",
         ),
         Chart(
             "Throughput over load", "requests open, or per second", unit,
-            _lines(points, None, speed, 1.0, "", unit), "Bars are 95 % intervals over repeats.", log_x=True,
+            draw.lines(points, None, speed, 1.0, unit), "Bars are 95 % intervals over repeats.", log_x=True,
         ),
     ]  # fmt: skip
     for metric, title in (
@@ -90,12 +134,23 @@ def charts(points: Sequence[Measured]) -> list[Chart]:
         ("e2e_response", "Response time"),
     ):
         lines = [
-            Line(f"{line.name} {name}", line.marks, dashed=dashed)
+            Line(f"{line.name} {name}".strip(), line.marks, line.colour, dashed=dashed)
             for suffix, name, dashed in (("p50", "median", False), ("p99", "p99", True))
-            for line in _lines(points, None, f"{metric}_{suffix}", 1000.0, "", f"ms ({name})")
+            for line in draw.lines(points, None, f"{metric}_{suffix}", 1000.0, f"ms ({name})")
         ]
         note = "Mean over repeats of each run's median and p99."
         drawn.append(Chart(f"{title} over load", "requests open, or per second", "ms", lines, note, log_x=True))
+    note = "The last repeat of each point; what prompts left in the cache counts as kept, and makes way when asked."
+    drawn += [
+        Chart("Cache over time", "seconds of the load", "% of the cache",
+              [*draw.times(points, "cache_used", 100.0, "in use"),
+               *draw.times(points, "cache_kept", 100.0, "kept", dashed=True)], note, top=100.0),
+        Chart("Memory over time", "seconds of the load", "GiB of the server's processes",
+              draw.times(points, "memory", 1 / GIB, ""), "Resident, what processes share counted in each."),
+        Chart("Accuracy beside speed", unit, "% right", draw.accuracy(points, speed, unit),
+              "Wilson's 95 % intervals. Right answers to each question set, at the load the speed was measured at.",
+              top=100.0),
+    ]  # fmt: skip
     return [chart for chart in drawn if any(line.marks for line in chart.lines)]
 
 
@@ -108,25 +163,64 @@ def pareto(marks: Sequence[Mark]) -> list[Mark]:
     return best[::-1]
 
 
-def _lines(
-    points: Sequence[Measured], x: str | None, y: str, scale: float, x_unit: str, y_unit: str, joined: bool = True
-) -> list[Line]:
-    found: dict[str, list[Mark]] = {}
-    for point in points:
-        mark = _mark(point, x, y, scale, x_unit, y_unit)
-        if mark is not None:
-            found.setdefault(point.series, []).append(mark)
-    return [Line(name, sorted(marks, key=lambda m: m.x), joined) for name, marks in found.items()]
+@dataclass(frozen=True)
+class _Drawing:
+    """Points to marks and lines; `colours` by series."""
 
+    colours: Mapping[str, int]
 
-def _mark(point: Measured, x: str | None, y: str, scale: float, x_unit: str, y_unit: str) -> Mark | None:
-    across, up = None if x is None else point.of(x), point.of(y)
-    at = across.mean if across is not None else point.load if x is None else None
-    if at is None or up is None:
-        return None
-    unit = f"{number(at)} {x_unit}, " if x_unit else ""
-    return Mark(
-        at, up.mean * scale, f"{point.series} {point.label}: {unit}{number(up.mean * scale)} {y_unit}, n = {up.n}",
-        None if up.low is None else max(0.0, up.low * scale), None if up.high is None else up.high * scale,
-        hollow=point.status != "valid",
-    )  # fmt: skip
+    def lines(
+        self, points: Sequence[Measured], x: str | None, y: str, scale: float, unit: str, joined: bool = True
+    ) -> list[Line]:
+        found: dict[str, list[Mark]] = {}
+        for point in points:
+            mark = self.mark(point, x, y, scale, unit)
+            if mark is not None:
+                found.setdefault(point.series, []).append(mark)
+        return [
+            Line(name, sorted(marks, key=lambda m: m.x), self.colours[name], joined) for name, marks in found.items()
+        ]
+
+    def mark(self, point: Measured, x: str | None, y: str, scale: float, unit: str) -> Mark | None:
+        across, up = None if x is None else point.of(x), point.of(y)
+        at = across.mean if across is not None else point.load if x is None else None
+        if at is None or up is None:
+            return None
+        spread = "" if up.high is None else f" ± {number((up.high - up.mean) * scale)}"
+        user = "" if across is None else f"\n{number(at)} tokens/s for one user"
+        value = f"{number(up.mean * scale)}{spread} {unit}"
+        return Mark(
+            at, up.mean * scale, f"{point.series} {point.label}\n{value}{user}\n{up.n} runs, {point.status}",
+            None if up.low is None else max(0.0, up.low * scale), None if up.high is None else up.high * scale,
+            hollow=point.status != "valid", link=point.first["fingerprint"],
+        )  # fmt: skip
+
+    def times(self, points: Sequence[Measured], key: str, scale: float, what: str, dashed: bool = False) -> list[Line]:
+        """One line per point that was watched; only where it was above zero at all."""
+        found = []
+        for point in points:
+            rows = (point.counted or [{}])[-1].get("timeline", [])
+            seen = [(row["at"], row[key] * scale) for row in rows if key in row]
+            if len(seen) > 1 and any(value for _, value in seen):
+                name = f"{point.series} {point.label} {what}".strip()
+                marks = [Mark(at, value, f"{name}\n{at:.0f} s: {number(value)}") for at, value in seen]
+                found.append(Line(name, marks, self.colours[point.series], dashed=dashed, dots=False))
+        return found
+
+    def accuracy(self, points: Sequence[Measured], speed: str, unit: str) -> list[Line]:
+        found: dict[tuple[str, str], list[Mark]] = {}
+        for point in points:
+            across = point.of(speed)
+            for each in point.accuracy():
+                if across is not None:
+                    text = f"{point.series} {point.label}\n{each['kind']}: {each['right']} of {each['asked']} right"
+                    mark = Mark(
+                        across.mean, 100 * each["share"], f"{text}\n{number(across.mean)} {unit}", 100 * each["low"],
+                        100 * each["high"], hollow=each["passed"] is not True, link=point.first["fingerprint"],
+                    )  # fmt: skip
+                    found.setdefault((point.series, each["kind"]), []).append(mark)
+        kinds = list(dict.fromkeys(kind for _, kind in found))
+        return [
+            Line(f"{series} {kind}", marks, self.colours[series] + kinds.index(kind), joined=False)
+            for (series, kind), marks in found.items()
+        ]

@@ -54,8 +54,9 @@ def decode(
     memory, sizes = _slots(state, conv, heads, dim, w.conv.shape[-1])
     out = torch.empty(tokens, heads, dim, dtype=BF16)
     tensors = [*_addresses(x, w), *memory, out.data_ptr()]
-    native.kernels.kda_decode(tensors, rows.tolist(), slots.tolist(), [tokens, *sizes], w.eps, native.threads)
-    return out[rows]
+    wanted = rows.tolist()
+    native.kernels.kda_decode(tensors, wanted, slots.tolist(), [tokens, *sizes], w.eps, native.threads)
+    return out if wanted == list(range(tokens)) else out[rows]
 
 
 def _slots(state: Tensor, conv: Tensor, heads: int, dim: int, taps: int) -> tuple[list[int], list[int]]:

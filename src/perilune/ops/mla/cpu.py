@@ -1,4 +1,4 @@
-"""Latent attention in C++: `csrc/mla.h`."""
+"""Latent attention in C++: `csrc/mla_store.h`, `csrc/mla_prefill.h`, `csrc/mla_decode.h`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,44 @@ import torch
 from torch import Tensor
 
 from perilune.ops.linear.formats import Weight
-from perilune.ops.mla.reference import PAGE, Shape
+from perilune.ops.mla.reference import PAGE, Rotation, Shape
 from perilune.ops.native import BF16, Native, address, rows_address
+
+
+def store(
+    native: Native,
+    q: Tensor,
+    kv: Tensor,
+    norm: Tensor,
+    eps: float,
+    rotation: Rotation | None,
+    pages: Tensor,
+    page_ids: Tensor,
+    offsets: Tensor,
+) -> Tensor:
+    """As the reference, q changed in place. Raises KernelInputError, and IndexError for a place there is not."""
+    tokens, heads, width = q.shape
+    rank = norm.shape[0]
+    rope = kv.shape[1] - rank
+    angles = [0, 0]
+    if rotation is not None:
+        angles = [address(angle, torch.float32, tokens, rope // 2, name="angles") for angle in rotation]
+    pages_at, step = rows_address(pages, BF16, PAGE, rank + rope, name="pages")
+    native.kernels.mla_store(
+        address(q, BF16, tokens, heads, width, name="q"),
+        address(kv, BF16, tokens, rank + rope, name="kv"),
+        address(norm, BF16, rank, name="latent norm"),
+        eps,
+        *angles,
+        [tokens, heads, width - rope, rope, rank],
+        pages_at,
+        pages.shape[0],
+        step,
+        address(page_ids, torch.int64, tokens, name="page ids"),
+        address(offsets, torch.int64, tokens, name="offsets"),
+        native.threads,
+    )
+    return q
 
 
 def prefill(

@@ -17,11 +17,14 @@ from torch import Tensor
 
 from perilune.ops.linear.formats import Weight
 from perilune.ops.linear.reference import linear
+from perilune.ops.norm.reference import rms_norm
 from perilune.ops.rows import pad_rows
 
 PAGE = 64
 PREFILL_BLOCK = 4 * PAGE
 DECODE_BLOCK = 64 * PAGE
+
+Rotation = tuple[Tensor, Tensor]
 
 
 class Shape(TypedDict):
@@ -41,6 +44,40 @@ def read_latents(pages: Tensor, table: Tensor, first: int, last: int, block: int
     ids = table[first // PAGE : -(-last // PAGE)]
     tokens = pages[ids].flatten(0, 1)[: last - first]
     return F.pad(tokens, (0, 0, 0, block - tokens.shape[0]))
+
+
+def store(
+    q: Tensor,
+    kv: Tensor,
+    norm: Tensor,
+    eps: float,
+    rotation: Rotation | None,
+    pages: Tensor,
+    page_ids: Tensor,
+    offsets: Tensor,
+) -> Tensor:
+    """What precedes attention: latents are normed, keys and queries rotated, latents and keys stored.
+
+    q [T, H, nope + rope] and kv [T, R + rope] as projected; norm [R]. `rotation` is cos and sin [T, rope / 2] fp32 of
+    the tokens' positions, or None where nothing is rotated. Token t goes to pages[page_ids[t], offsets[t]]. Returns q,
+    which may have been changed in place.
+    """
+    rank = norm.shape[0]
+    latent, key = rms_norm(kv[:, :rank], norm, eps), kv[:, rank:]
+    if rotation is not None:
+        nope = q.shape[-1] - key.shape[-1]
+        q = torch.cat([q[..., :nope], rotate(q[..., nope:], *rotation)], dim=-1)
+        key = rotate(key, *rotation)
+    write_latents(pages, page_ids, offsets, torch.cat([latent, key], dim=-1))
+    return q
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [T, ..., dim] with pairs (x0, x1), (x2, x3), ... rotated, in x's dtype; cos and sin [T, dim / 2]."""
+    extra = (1,) * (x.dim() - 2)
+    cos, sin = cos.view(cos.shape[0], *extra, -1), sin.view(sin.shape[0], *extra, -1)
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
 def write_latents(pages: Tensor, page_ids: Tensor, offsets: Tensor, values: Tensor) -> None:

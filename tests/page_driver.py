@@ -10,7 +10,7 @@ from pathlib import Path
 from live import KEY, LiveServer
 from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
 
-AXE = Path(__file__).parents[1] / "data" / "page" / "axe-core-4.14.1.min.js"
+AXE = Path(__file__).parent / "data" / "page" / "axe-core-4.14.1.min.js"
 CHAT = "**/v1/chat/completions"
 PATIENCE_MS = 60_000
 
@@ -23,8 +23,9 @@ def signed_in(context: BrowserContext) -> BrowserContext:
     return context
 
 
-def open_page(page: Page, server: LiveServer, path: str = "/") -> Page:
-    page.goto(server.url + path)
+def open_page(page: Page, server: LiveServer | str, path: str = "/") -> Page:
+    """`server`, or its URL."""
+    page.goto((server if isinstance(server, str) else server.url) + path)
     expect(page.locator(".dot.up")).to_be_visible()
     return page
 

@@ -1,0 +1,117 @@
+"""Two engines of this host, one answer: what handing a prompt over costs, and what streaming hides.
+
+    python benchmarks/handover.py MODEL [--tokens 4096] [--transport local] [--repeats 3] [--dtype auto]
+
+Prints time to first token from one engine alone, handed over whole, and streamed; how much of the latents had arrived
+before the prompt was finished; and what the decode engine's other request does meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import secrets
+import statistics
+import time
+from collections.abc import Sequence
+
+from perilune.engine.client import AsyncEngine
+from perilune.engine.config import EngineConfig
+from perilune.engine.request import Borrow, Handover, Lend, SamplingParams
+from perilune.engine.roles import RoleConfig
+from perilune.pd.keys import KEY_VARIABLE
+
+ONE = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
+
+
+def _config(role: str, asked: argparse.Namespace) -> EngineConfig:
+    pd = RoleConfig(role, transports=(asked.transport,), stream=True)
+    return EngineConfig.of(
+        asked.model, dtype=asked.dtype, max_context=asked.tokens + 2048, max_running=2, prefix_cache=False, threads=1,
+        pd=pd,
+    )  # fmt: skip
+
+
+async def _first(engine: AsyncEngine, prompt: Sequence[int], handover: Handover | None = None) -> tuple[float, str]:
+    """Seconds to the first token, or to the ticket; the ticket."""
+    started, seconds, ticket = time.perf_counter(), 0.0, ""
+    async for delta in engine.generate(prompt, ONE, handover=handover):
+        seconds = seconds or time.perf_counter() - started
+        ticket = delta.lent.ticket if delta.lent else ticket
+        if handover is not None and delta.remote is False:
+            raise SystemExit("the cache did not arrive")
+    return seconds, ticket
+
+
+async def _split(p: AsyncEngine, d: AsyncEngine, prompt: Sequence[int], *, early: bool) -> float:
+    started = time.perf_counter()
+    _, ticket = await _first(p, prompt, Lend(early))
+    seconds = time.perf_counter() - started
+    return seconds + (await _first(d, prompt, Borrow(ticket)))[0]
+
+
+async def _gaps(d: AsyncEngine, prompt: Sequence[int], stop: asyncio.Event) -> list[float]:
+    """Seconds between the tokens of one more request, until `stop`."""
+    params = SamplingParams(max_tokens=None, temperature=0, ignore_eos=True)
+    found, last = [], None
+    async for _ in d.generate(prompt, params):
+        now = time.perf_counter()
+        found += [] if last is None else [now - last]
+        last = now
+        if stop.is_set():
+            break
+    return found
+
+
+async def _measure(asked: argparse.Namespace) -> None:
+    p, d = await asyncio.gather(AsyncEngine.start(_config("prefill", asked)), AsyncEngine.start(_config("both", asked)))
+    for line in d.because:
+        if "transport" in line:
+            print(line)
+    rng = [int(byte) for byte in os.urandom(asked.tokens)]
+    prompt = [64 + value % 128 for value in rng]
+    names = {"alone": [], "whole": [], "streamed": []}  # type: dict[str, list[float]]
+    for _ in range(asked.repeats):
+        names["alone"].append((await _first(d, prompt))[0])
+        names["whole"].append(await _split(p, d, prompt, early=False))
+        before = await d.stats()
+        names["streamed"].append(await _split(p, d, prompt, early=True))
+        after = await d.stats()
+    status = await d.status()
+    assert status is not None
+    latents = asked.tokens * status["cost"]["token_bytes"]
+    early = int(after["pd_early_bytes_total"]) - int(before["pd_early_bytes_total"])
+    for name, seconds in names.items():
+        print(f"{name:<9}{statistics.median(seconds) * 1e3:9.1f} ms to the first token")
+    print(f"{early / latents:.1%} of {latents:,} bytes of latents, and {status['cost']['state_bytes']:,} of state")
+    mean = float(after["pd_transfer_seconds_total"]) / float(after["pd_transfers_total"])
+    print(f"{mean * 1e3:.1f} ms per transfer, streamed ones from their ticket on")
+    quiet, busy = asyncio.Event(), asyncio.Event()
+    decoding = asyncio.create_task(_gaps(d, prompt[:64], quiet))
+    await asyncio.sleep(2)
+    quiet.set()
+    alone = statistics.mean(await decoding)
+    _, ticket = await _first(p, prompt, Lend())
+    decoding = asyncio.create_task(_gaps(d, prompt[:64], busy))
+    await asyncio.sleep(0.2)
+    await _first(d, prompt, Borrow(ticket))
+    busy.set()
+    beside = statistics.mean(await decoding)
+    print(f"{alone * 1e3:.2f} ms per token of another request, {beside * 1e3:.2f} while a cache arrives")
+    await asyncio.gather(p.close(), d.close())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--transport", default="local")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dtype", default="auto")
+    os.environ.setdefault(KEY_VARIABLE, secrets.token_hex(16))
+    asyncio.run(_measure(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
