@@ -68,7 +68,8 @@ class Sitting:
         print(f"{self.title}\n{machine.line}\n", flush=True)
         floors = Floors.of(self.checkpoint, machine, self.arguments.chunk)
         setups = self._setups()
-        beside = {} if self.arguments.only or self.arguments.quick else {"transformers": self._transformers()}
+        a = self.arguments
+        beside = {} if a.only or a.quick or a.no_transformers else {"transformers": self._transformers()}
         print(table.heading(), flush=True)
         if self.rows:
             yield from self._speed(setups, floors, beside)
@@ -156,6 +157,7 @@ def parse() -> argparse.Namespace:
     add("--model", choices=MODELS, default="kimi")
     add("--layers", type=int, default=None, help="how many of the model's layers; targets are for the default alone")
     add("--quick", action="store_true", help="fewer rows and repeats, and no transformers: a few minutes")
+    add("--no-transformers", action="store_true", help="llama.cpp is the only peer")
     add("--rows", action="append", metavar="PATTERN", help="only rows of this name, * for anything; may be repeated")
     add("--only", choices=("perilune", "llama.cpp"), default=None, help="one engine alone")
     add("--profile", action="store_true", help="with --only perilune: where the last run of each row spent its time")

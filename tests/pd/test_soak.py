@@ -19,7 +19,7 @@ from perilune.pd.keys import KEY_VARIABLE
         pytest.param(10000, 300, marks=[pytest.mark.slow, pytest.mark.timeout(9000)]),
     ],
 )
-async def test_every_answer_is_right_or_an_error_and_nothing_leaks(
+async def test_case_30_every_answer_is_right_or_an_error_and_nothing_leaks(
     golden: Path, make: Make, monkeypatch: pytest.MonkeyPatch, requests: int, faults: int
 ) -> None:
     monkeypatch.setenv(KEY_VARIABLE, SECRET)

@@ -34,8 +34,8 @@ def openai(server: live.LiveServer) -> Iterator[OpenAI]:
 
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[live.LiveServer]:
-    """A server whose answers can be long enough to be stopped, and whose requests can be large."""
-    flags = ("--max-context", "16384", "--max-body-bytes", "16MiB", "--prefill-chunk", "64")
+    """A server whose answers are long and slow enough to be stopped, and whose requests can be large."""
+    flags = ("--max-context", "16384", "--max-body-bytes", "16MiB", "--kernels", "reference")
     running = live.start(tmp_path_factory.mktemp("roomy"), *flags)
     yield running
     running.stop()

@@ -227,6 +227,7 @@ def test_case_22_a_request_refused_before_admission_frees_its_cache_at_once(
     pair: tuple[LiveServer, LiveServer],
 ) -> None:
     p, d = pair
+    p.wait_idle()
     lent = ticket(p)
     assert status(p)["queue"]["lending"] == 1
     refused = post(d, CHAT, {**ASK, "tools": [{"nonsense": 1}], "kv_transfer_params": lent})
@@ -252,6 +253,7 @@ def test_case_21_a_router_that_leaves_leg_1_leaves_nothing_behind(pair: tuple[Li
 
 def test_the_status_says_who_it_is_and_what_is_free(pair: tuple[LiveServer, LiveServer]) -> None:
     p, d = pair
+    p.wait_idle()
     lent = ticket(p)
     found, other = status(p), status(d)
     assert (found["role"], other["role"]) == ("prefill", "decode")

@@ -223,6 +223,17 @@ def test_a_paste_of_100_000_tokens_becomes_an_attachment_and_the_page_goes_on(ch
     expect(chat.get_by_text("Pasted text")).to_be_visible()
 
 
+def test_a_look_at_the_live_view_leads_back_to_the_same_conversation(chat: Page):
+    ask(chat, QUESTION)
+    finished(chat)
+    chat.get_by_role("link", name="Live").click()
+    expect(chat.get_by_role("heading", name="Memory").first).to_be_visible()
+    chat.get_by_role("link", name="Chat").click()
+    expect(answer(chat)).to_be_visible()
+    chat.get_by_role("link", name="New conversation").click()
+    expect(answer(chat)).to_have_count(0)
+
+
 def test_reasoning_is_folded_away_and_can_be_unfolded(chat: Page):
     reasoning = ({"reasoning_content": "First I "}, {"reasoning_content": "think."})
     replay(chat, {"role": "assistant", "content": ""}, *reasoning, {"content": "Then I speak."})

@@ -8,7 +8,7 @@ import { back, cluster, hello, hurry, link, stat, view } from './live/feed'
 import { Live } from './live/Live'
 import { count, rate } from './format'
 import { samples } from './live/feed'
-import { drawer, route } from './route'
+import { chatAddress, drawer, lastChat, route } from './route'
 import { forgetKey, hasKey, locked } from './server'
 import { SignIn } from './SignIn'
 import { Icon } from './Icon'
@@ -34,7 +34,7 @@ export function App() {
               <Icon name="menu" />
             </button>
             <nav aria-label="Views">
-              <a href="#/" aria-current={at === 'chat' ? 'page' : undefined}>
+              <a href={chatAddress(lastChat.value)} aria-current={at === 'chat' ? 'page' : undefined}>
                 Chat
               </a>
               <a href="#/live" aria-current={at === 'live' ? 'page' : undefined}>

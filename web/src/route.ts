@@ -5,11 +5,15 @@ import { signal } from '@preact/signals'
 export type Route = { at: 'live' } | { at: 'chat'; id: string | null }
 
 export const route = signal<Route>(read())
+/** The conversation one came from. */
+export const lastChat = signal<string | null>(route.value.at === 'chat' ? route.value.id : null)
 /** The list of conversations, on a narrow screen. */
 export const drawer = signal(false)
 
 addEventListener('hashchange', () => {
-  route.value = read()
+  const next = read()
+  if (next.at === 'chat') lastChat.value = next.id
+  route.value = next
   drawer.value = false
 })
 

@@ -81,7 +81,7 @@ export async function* events(response: Response, signal: AbortSignal): AsyncGen
       if (done) return
       const parts = (rest + value).split('\n\n')
       rest = parts.pop()!
-      for (const part of parts) yield parse(part)
+      for (const event of parts.map(parse)) if (event.data) yield event // a comment keeps a connection alive
     }
   } catch (error) {
     if (signal.aborted || error instanceof ServerError) throw error

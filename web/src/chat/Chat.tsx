@@ -6,11 +6,11 @@ import { chatAddress, route } from '../route'
 import { count } from '../format'
 import { Icon } from '../Icon'
 import { hello } from '../live/feed'
-import { again, isAnswering, isOurs, say, stop } from './answer'
+import { again, isAnswering, say, stop } from './answer'
 import { Composer } from './Composer'
 import { exportJson, exportMarkdown } from './export'
 import { SettingsPanel } from './Settings'
-import { conversations, fresh, put, rememberSettings, restored } from './store'
+import { conversations, fresh, ours, put, rememberSettings, restored } from './store'
 import { TurnView } from './Turn'
 import type { Conversation, Settings } from './types'
 import { newId } from './types'
@@ -135,7 +135,7 @@ function Transcript({ conversation }: { conversation: Conversation }) {
             />
           ))
         )}
-        {busy && !isOurs(conversation.id) && <p class="soft">Another tab is answering here.</p>}
+        {busy && !ours.has(conversation.id) && <p class="soft">Another tab is answering here.</p>}
       </div>
       <p class="unseen" aria-live="polite">
         {last?.role === 'assistant' && last.state !== 'streaming' ? spoken(last.state, last.error, last.numbers?.output) : ''}

@@ -1,7 +1,7 @@
 // From a conversation to its next answer: the request, and the stream read into a turn.
 
 import { call, events, LOST, messageOf, ServerError } from '../server'
-import { find, put, withLast } from './store'
+import { find, ours, put, withLast } from './store'
 import type { Call, Conversation, Numbers, Turn } from './types'
 import { newId } from './types'
 
@@ -12,12 +12,10 @@ const running = new Map<string, AbortController>()
 /** Ends this tab's answer in a conversation; what has come so far stays. */
 export const stop = (id: string) => running.get(id)?.abort()
 
-/** Whether this tab, or by its heartbeat another one, is answering. */
+/** Whether this tab or another one is answering. */
 export function isAnswering(conversation: Conversation): boolean {
   return conversation.turns.at(-1)?.state === 'streaming'
 }
-
-export const isOurs = (id: string) => running.has(id)
 
 /** Says something and has it answered. */
 export function say(conversation: Conversation, turns: Turn[]): void {
@@ -34,6 +32,7 @@ export function again(conversation: Conversation): void {
 async function answer(conversation: Conversation): Promise<void> {
   const controller = new AbortController()
   running.set(conversation.id, controller)
+  ours.add(conversation.id)
   const turn: Turn = { id: newId(), role: 'assistant', text: '', state: 'streaming', beat: Date.now() }
   conversation = { ...conversation, changed: Date.now(), turns: [...conversation.turns, turn] }
   put(conversation, true)
@@ -54,6 +53,7 @@ async function answer(conversation: Conversation): Promise<void> {
   } finally {
     clearInterval(timer)
     running.delete(conversation.id)
+    ours.delete(conversation.id)
     const current = find(conversation.id)
     if (current?.turns.at(-1)?.id === turn.id) put({ ...withLast(current, reading.turn()), changed: Date.now() }, true)
   }

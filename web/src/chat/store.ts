@@ -14,6 +14,9 @@ export const restored = signal(false)
 /** Why nothing can be kept; empty if all is well. */
 export const trouble = signal('')
 
+/** Conversations that this tab is answering in: nobody else may call these interrupted. */
+export const ours = new Set<string>()
+
 const others = new BroadcastChannel('perilune')
 const timers = new Map<string, ReturnType<typeof setTimeout>>()
 let database: IDBDatabase | null = null
@@ -90,7 +93,7 @@ async function refresh(id: string): Promise<void> {
 function closeStale(): void {
   for (const conversation of conversations.peek()) {
     const last = conversation.turns.at(-1)
-    if (last?.state === 'streaming' && Date.now() - (last.beat ?? 0) > STALE_MS) {
+    if (last?.state === 'streaming' && !ours.has(conversation.id) && Date.now() - (last.beat ?? 0) > STALE_MS) {
       put(withLast(conversation, { ...last, state: 'interrupted' }), true)
     }
   }

@@ -114,13 +114,14 @@ function spanOf(seen: number): number {
   return SPANS.find((span) => seen <= span) ?? SPANS.at(-1)!
 }
 
-/** Five places on the time axis, the last of them now. */
+/** Places on the time axis at round times, the last of them now. */
 function splits(self: uPlot): number[] {
   const { min = 0, max = 0 } = self.scales.x!
-  return [4, 3, 2, 1, 0].map((ago) => max - (ago * (max - min)) / 5)
+  const step = max - min > 120 ? 60 : (max - min) / 4
+  return [4, 3, 2, 1, 0].map((ago) => max - ago * step).filter((at) => at > min)
 }
 
 function ago(seconds: number): string {
   if (seconds < 1) return 'now'
-  return seconds < 60 ? `${Math.round(seconds)} s` : `${+(seconds / 60).toFixed(1)} min`
+  return seconds < 100 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`
 }

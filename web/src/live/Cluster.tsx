@@ -1,6 +1,6 @@
 // Several engines as one: who reads prompts, who answers, and what goes between them.
 
-import { bytes, count, percent, plural, rate, seconds } from '../format'
+import { bytes, count, percent, plural, seconds } from '../format'
 import { hello, stat, type Cluster, type Engine, type View } from './feed'
 
 const HIGH = 92
@@ -188,7 +188,7 @@ export function Transfers({ view }: { view: View }) {
     ['given away', count(stat(view, 'pd_leases_released_total'))],
     ['being lent', count(stat(view, 'pd_leases'))],
     ['read here after all', count(stat(view, 'pd_local_fallbacks_total'))],
-    ['failed', rate(stat(view, 'pd_failures_total'))],
+    ['failed', count(stat(view, 'pd_failures_total'))],
   ]
   return (
     <section class="card" aria-labelledby="transfers">
