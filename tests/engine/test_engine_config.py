@@ -10,6 +10,7 @@ from perilune.builtin import model_path
 from perilune.engine.config import DEFAULT_CONTEXT, EngineConfig, plan_engine
 from perilune.errors import ConfigError
 from perilune.models.config import read_config
+from perilune.models.quantised import INT8_COST
 from perilune.models.spec import ModelSpec
 
 
@@ -55,11 +56,12 @@ def test_defaults_are_the_checkpoints_dtype_and_a_bounded_context(spec: ModelSpe
     assert f"context {plan.max_context}: " in because
 
 
-def test_weights_in_8_bits_are_said(spec: ModelSpec) -> None:
+def test_weights_in_8_bits_are_said_with_what_they_cost(spec: ModelSpec) -> None:
     assert plan_engine(EngineConfig("m"), spec).weight_bits == 16
     plan = plan_engine(EngineConfig("m", weight_bits="8"), spec)
     assert plan.weight_bits == 8
-    assert any(reason.startswith("weights int8: as set") for reason in plan.because)
+    [said] = [reason for reason in plan.because if reason.startswith("weights int8: as set")]
+    assert INT8_COST in said
 
 
 def test_what_is_set_says_so(spec: ModelSpec) -> None:

@@ -11,6 +11,7 @@ from perilune.engine.config import EngineConfig, plan_engine
 from perilune.errors import CheckpointError, ConfigError, PeriluneError
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.config import read_config
+from perilune.models.quantised import INT8_COST
 from perilune.models.share import Share
 from perilune.plan.device import Machine
 from perilune.plan.folder import plan_folder
@@ -56,7 +57,7 @@ def test_weights_are_counted_from_the_tensors_when_they_are_here(golden: Path, n
 def test_weights_in_8_bits_are_counted_as_the_loader_holds_them(golden: Path, name: str) -> None:
     plan, rounded = planned(golden / name), planned(golden / name, weight_bits="8")
     assert rounded.weights_bytes == Checkpoint.open(golden / name).weight_bytes(plan.dtype, 8) < plan.weights_bytes
-    assert "int8" in rounded.because["weights_bytes"]
+    assert INT8_COST in rounded.because["weights_bytes"]
     assert rounded.roofline.weight_bytes_per_step < plan.roofline.weight_bytes_per_step
     with pytest.raises(ConfigError, match="weight_bits '4'"):
         planned(golden / name, weight_bits="4")

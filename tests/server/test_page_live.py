@@ -12,26 +12,20 @@ import httpx
 import pytest
 from browser import profile
 from live import MODEL, LiveServer
-from page_driver import open_page, replay, signed_in, violations
+from page_driver import ENDLESS, open_page, replay, signed_in, violations
 from playwright.sync_api import Browser, Page, expect
 
 PROMPT = "The code of the blue harbour is 4821. " * 40
 
 
 @contextmanager
-def busy(server: LiveServer, answers: int) -> Iterator[None]:
+def busy(server: LiveServer, answers: int, prompt: str = PROMPT) -> Iterator[None]:
     """So many answers to one prompt under way, until the block ends."""
     end = threading.Event()
 
     def listen() -> None:
-        body = {
-            "model": MODEL,
-            "prompt": PROMPT,
-            "n": answers,
-            "stream": True,
-            "ignore_eos": True,
-            "max_tokens": 15_000,
-        }
+        body = {"model": MODEL, "prompt": prompt, "n": answers, "stream": True, **ENDLESS}
+        body["max_tokens"] = 15_000 if prompt == PROMPT else 1_000
         with server.client() as client, client.stream("POST", "/v1/completions", json=body) as response:
             for _ in response.iter_lines():
                 if end.is_set():
@@ -72,6 +66,13 @@ def test_requests_are_shown_with_what_they_hold_while_they_run(live_view: Page, 
         expect(live_view.locator(".pulse")).to_contain_text("tokens/s")
         live_view.screenshot(path=artefacts / "live.png")
     expect(live_view.get_by_text("Nothing runs and nothing waits.")).to_be_visible()
+
+
+def test_a_long_prompt_is_seen_to_be_read(live_view: Page, roomy: LiveServer):
+    with busy(roomy, 1, f"Once more. {PROMPT * 20}"):
+        reading = live_view.get_by_role("progressbar", name=re.compile(r"\d+ % of the prompt read"))
+        expect(reading).to_be_visible()
+        expect(live_view.locator("tbody tr").filter(has_text="answering")).to_have_count(1)
 
 
 def test_more_requests_than_slots_are_seen_to_wait(live_view: Page, roomy: LiveServer):

@@ -11,7 +11,7 @@ from perilune.cache.geometry import PAGE_TOKENS, CacheGeometry
 from perilune.cache.prefix import PrefixSettings
 from perilune.engine.roles import RoleConfig
 from perilune.errors import ConfigError, nearest
-from perilune.models.quantised import WEIGHT_BITS
+from perilune.models.quantised import INT8_COST, WEIGHT_BITS
 from perilune.models.share import Share, narrow
 from perilune.models.spec import ModelSpec
 from perilune.units import GIB, format_bytes
@@ -155,7 +155,9 @@ def plan_engine(config: EngineConfig, spec: ModelSpec) -> EnginePlan:
         context, why = config.max_context, "as set"
     bits = WEIGHT_BITS[config.weight_bits]
     if bits == 8:
-        because.append("weights int8: as set; dense matrices but those of experts, one scale per 32 inputs")
+        because.append(
+            f"weights int8: as set; dense matrices but those of experts, one scale per 32 inputs; {INT8_COST}"
+        )
     for rank in range(config.tp):
         narrow(spec, Share(config.tp, rank, config.ep))  # refuses what the ranks cannot share
     if config.tp > 1:

@@ -13,7 +13,7 @@ from perilune.errors import ConfigError
 from perilune.models.checkpoint import INDEX, SINGLE, Checkpoint
 from perilune.models.config import ConfigFiles, read_config, read_json
 from perilune.models.estimate import estimated_weight_bytes
-from perilune.models.quantised import WEIGHT_BITS
+from perilune.models.quantised import INT8_COST, WEIGHT_BITS
 from perilune.models.share import WHOLE, Share, narrow
 from perilune.plan.device import Machine
 from perilune.plan.plan import Plan, plan_model
@@ -80,7 +80,7 @@ def count_weights(
 
 
 def _rounded(weight_bits: int) -> str:
-    return ", dense matrices but those of experts rounded to int8" if weight_bits == 8 else ""
+    return f", dense matrices but those of experts rounded to int8: {INT8_COST}" if weight_bits == 8 else ""
 
 
 def _missing(path: Path) -> str | None:
