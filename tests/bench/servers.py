@@ -12,6 +12,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from perilune.bench.nullserver import Model, NullServer
+from perilune.bench.progress import Plain
+
+
+class Quiet(Plain):
+    """A meter that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
 
 Answer = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
 
@@ -69,6 +81,7 @@ def fake(answer: Answer, metrics: Callable[[], str] = lambda: "") -> Iterator[st
 def whole(handler: BaseHTTPRequestHandler, status: int, text: str) -> None:
     data = text.encode()
     handler.send_response(status)
+    handler.send_header("Content-Type", "application/json" if text.startswith("{") else "text/plain")
     handler.send_header("Content-Length", str(len(data)))
     handler.end_headers()
     handler.wfile.write(data)

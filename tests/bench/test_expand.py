@@ -140,3 +140,45 @@ def test_what_cannot_be_imported_is_named() -> None:
         import_master(parse_yaml((ENTRY % "seq-len-configs:").replace("multinode: false", "multinode: true")))
     with pytest.raises(ConfigError, match=r"kimik2\.5-fp4"):
         import_master(parse_yaml(ENTRY % "seq-len-configs:"), "kimik2.5-fp4-mi355x-vlm")
+
+
+DEPLOYED = """\
+recipes:
+  r: {deploy: kimi-linear-48b/mi300x/vllm, context: "{context}", concurrency: "{conc}", argv: {block-size: 64}}
+sweeps:
+  s:
+    recipe: r
+    hardware: {name: mi300x, gpus: 8}
+    workload: {kind: random, input: 64, output: 8}
+    load: {kind: closed}
+    axes: {tp: [4, 8], conc: 16}
+    labels: {context: 4096}
+"""
+
+
+def test_a_recipe_of_deploy_is_launched_with_its_own_command_and_reasons() -> None:
+    """The words that `perilune recipe show` prints, less the port, and what the sweep adds."""
+    four, eight = expand(parse_sweeps(DEPLOYED))
+    assert four.server.argv[:3] == ("vllm", "serve", "moonshotai/Kimi-Linear-48B-A3B-Instruct")
+    words = " ".join(four.server.argv)
+    assert all(word in words for word in ("--max-model-len 4096", "--max-num-seqs 16", "--tensor-parallel-size 4"))
+    assert "--port" not in words
+    assert words.endswith("--block-size 64")
+    assert four.server.env["HSA_NO_SCRATCH_RECLAIM"] == "1", "nobody looked at the firmware, so it counts as old"
+    assert any("fw.mec" in fired.when or "tp" in fired.when for fired in four.server.fired)
+    assert (four.server.devices, eight.server.devices) == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "says"),
+    [
+        ("mi300x/vllm,", "mi300x/vlm,", "kimi-linear-48b/mi300x/vllm"),
+        ("block-size: 64", "swap-space: 4", "removed"),
+        ("tp: [4, 8]", "tp: 16", "eight"),
+        ("block-size: 64}}", "block-size: 64}, engine: vllm}", "the recipe's to say"),
+    ],
+)
+def test_what_a_recipe_of_deploy_refuses_a_sweep_cannot_ask_for(right: str, wrong: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        expand(parse_sweeps(DEPLOYED.replace(right, wrong)))
+    assert says in str(caught.value)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from servers import Quiet
 
 from perilune.bench.export import inferencex, table
 from perilune.bench.launch.child import started
@@ -54,10 +55,10 @@ sweeps:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[str]]:
     """Everything measured once, on one server."""
-    said: list[str] = []
+    meter = Quiet()
     store = Store(tmp_path_factory.mktemp("bench") / "results")
-    run(expand(parse_sweeps(SWEEP)), store, said.append)
-    return store, said
+    run(expand(parse_sweeps(SWEEP)), store, meter)
+    return store, meter.said
 
 
 def of(store: Store, sweep: str) -> list[Entry]:
@@ -130,7 +131,7 @@ def test_a_server_that_does_not_start_says_why_and_leaves_nothing(
     with pytest.raises(EngineFailedError) as caught, started(point.server, tmp_path / "log"):
         raise AssertionError("it started")
     assert caught.value.kind == kind or not kind
-    (entry,) = run([point], Store(tmp_path / "r"), lambda line: None)
+    (entry,) = run([point], Store(tmp_path / "r"), Quiet())
     assert entry["verdict"]["status"] == "failed"
     assert "launch" in entry["verdict"]["reasons"][0]
     assert Store(tmp_path / "r").done() == set()

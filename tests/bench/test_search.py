@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 import servers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perilune.bench.nullserver import Model
 from perilune.bench.search import at, highest, search
 from perilune.bench.spec.load import parse_sweeps
 from perilune.bench.store import Store
@@ -42,10 +45,24 @@ def test_the_edge_is_found_wherever_it_is(low: int, more: int, edge: int) -> Non
 
 
 def test_a_server_with_two_places_keeps_its_promise_to_two(tmp_path: Path) -> None:
-    """0.15 s an answer and two places: of three open requests, one waits and is over a quarter of a second."""
-    with servers.null(Model(ttft=0.15, itl=0.0, slots=2)) as server:
-        loaded = parse_sweeps(SWEEP.replace("URL", server.url))
-        found, tried = search(loaded, "s", "conc", 1, 8, 0.9, Store(tmp_path / "r"), lambda line: None)
+    """A third request at once is turned away. No clock decides: what is asked is whether three were open."""
+    lock, held = threading.Lock(), [0]
+
+    def answer(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        with lock:
+            held[0] += 1
+            room = held[0] <= 2
+        time.sleep(0.2)
+        with lock:
+            held[0] -= 1  # before the answer: whoever reads it may ask again at once
+        if room:
+            servers.stream(handler, 1, servers.usage(body, 1))
+        else:
+            servers.whole(handler, 429, '{"error": {"message": "two at once"}}')
+
+    with servers.fake(answer) as url:
+        loaded = parse_sweeps(SWEEP.replace("URL", url).replace("ttft_ms: 250", "ttft_ms: 60000"))
+        found, tried = search(loaded, "s", "conc", 1, 8, 0.9, Store(tmp_path / "r"), servers.Quiet())
     assert found == 2
     assert [each.load for each in tried] == [1, 2, 4, 3]
 

@@ -1,4 +1,5 @@
-"""Other engines for real, where they are installed: `perilune serve` starts them, `perilune smoke` asks, a signal ends.
+"""Other engines for real, where they are installed: `perilune serve` starts them, `perilune smoke` asks, directly
+and through `perilune route`, a signal ends.
 
 PERILUNE_VLLM=/venv/bin/vllm; PERILUNE_GGUF=FILE with PERILUNE_LLAMA_SERVER=/path/llama-server or
 PERILUNE_LLAMA_CPP_PYTHON="/venv/bin/python -m llama_cpp.server". Minutes: -m slow.
@@ -11,6 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,21 +23,46 @@ RUN = (sys.executable, "-c", "from perilune.cli.app import main; main()")
 
 
 def served(model: Path | str, engine: str, program: str, log: Path, *more: str) -> str:
-    """What `smoke` printed. The engine's environment is not ours: another venv finds its own packages."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    """What `smoke` printed, of the engine and of a router in front of it. The engine's environment is not ours: another
+    venv finds its own packages.
+    """
+    port = free_port()
     words = ["serve", str(model), "--engine", engine, "--target", "cpu", "--port", port, "--max-context", "512"]
     words += ["--engine-program", program, "--engine-log", str(log), "--engine-env", "PYTHONPATH=", *more]
-    child = subprocess.Popen([*RUN, *words, "--ready-seconds", "240"], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    assert any(line.startswith("serving") for line in child.stdout), log.read_text()[-2000:]
-    done = subprocess.run([*RUN, "smoke", f"http://127.0.0.1:{port}"], capture_output=True, text=True, check=False)
-    child.send_signal(signal.SIGTERM)
-    assert child.wait(60) == 0
+    url, front = f"http://127.0.0.1:{port}", free_port()
+    with serving([*words, "--ready-seconds", "240"], log):
+        said = smoke(url)
+        with serving(["route", "--contract", "openai-plain", "--worker", url, "--port", front], log):
+            assert outcomes(smoke(f"http://127.0.0.1:{front}")) == outcomes(said)
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(port))) != 0
+    return said
+
+
+@contextmanager
+def serving(words: list[str], log: Path) -> Iterator[None]:
+    child = subprocess.Popen([*RUN, *words], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert any(line.startswith("serving") for line in child.stdout), log.read_text()[-2000:]
+    yield
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(60) == 0
+
+
+def smoke(url: str) -> str:
+    done = subprocess.run([*RUN, "smoke", url], capture_output=True, text=True, check=False)
     return done.stdout + done.stderr
+
+
+def outcomes(said: str) -> list[list[str]]:
+    """What was checked and how it went, without what the model happened to say."""
+    return [line.split()[:2] for line in said.splitlines() if line.startswith(("ok", "no", "failed"))]
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def need(*names: str) -> list[str]:

@@ -58,4 +58,4 @@ def openai_client(script: Script, config: ServerConfig | None = None) -> AsyncOp
 
 def client_of(app: FastAPI) -> AsyncOpenAI:
     http = httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False))
-    return AsyncOpenAI(base_url="http://replay/v1", api_key="none", max_retries=0, http_client=http)
+    return AsyncOpenAI(base_url="http://127.0.0.1/v1", api_key="none", max_retries=0, http_client=http)

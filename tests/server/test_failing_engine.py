@@ -19,7 +19,7 @@ SECRET = "secret detail"
 
 def http_client(script: Script) -> httpx.AsyncClient:
     app = create_app(ReplayEngine(script), ServerConfig())
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://replay")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://127.0.0.1")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -94,7 +94,7 @@ async def test_an_answer_the_engine_cut_off_is_never_given_as_whole(finish: str)
 async def test_health_and_ready_follow_the_engine_and_the_draining() -> None:
     engine = ReplayEngine(Script([]))
     app = create_app(engine, ServerConfig())
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://replay") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
         assert [(await client.get(path)).status_code for path in ("/health", "/ready")] == [200, 200]
         app.state.front.draining = True
         assert [(await client.get(path)).status_code for path in ("/health", "/ready")] == [200, 503]

@@ -126,3 +126,23 @@ def test_a_model_that_does_not_exist_ends_the_command_with_the_reason(tmp_path: 
 
     with pytest.raises(ModelNotFoundError):
         serve(EngineConfig(model=str(tmp_path / "missing")), ServerConfig(port=0), say=lambda _: None)
+
+
+def test_when_a_rank_dies_open_requests_get_an_error_that_says_so_and_the_server_exits(tmp_path: Path) -> None:
+    server = live.start(tmp_path, "--tp", "2")
+    try:
+        engine = server.engine_pid()
+        [rank] = [int(pid) for pid in Path(f"/proc/{engine}/task/{engine}/children").read_text().split()]
+        with (
+            server.client() as client,
+            client.stream("POST", "/v1/completions", json={**LONG, "stream": True}) as answer,
+        ):
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data:")
+            os.kill(rank, signal.SIGKILL)
+            said = [line for line in lines if line]
+        assert server.process.wait(60) == 1
+    finally:
+        server.process.kill()
+    assert '"engine_dead"' in said[-1]
+    assert "Rank 1 of 2 ended. It stopped with signal 9" in said[-1]

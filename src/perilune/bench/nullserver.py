@@ -1,8 +1,9 @@
 """A server that computes nothing and answers by the clock: the truth that measurements are checked against.
 
-Times are exact by schedule: token i of an answer is written `ttft + i·itl` seconds after its request was read. It
-counts no text: a prompt of ids has as many tokens as ids, any other one as many as words. With `slots`, requests
-beyond so many wait, as in an engine.
+Times are exact by schedule: token i of an answer is written `ttft + i·itl` seconds after its request was read, or as
+soon after as this process is awake; `written` has when, by the monotonic clock, for each answer. It counts no text: a
+prompt of ids has as many tokens as ids, any other one as many as words. With `slots`, requests beyond so many wait, as
+in an engine.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class NullServer:
         self._slots = asyncio.Semaphore(model.slots or 1_000_000)
         self._began = 0.0
         self.requests = 0
+        self.written: list[list[float]] = []
         self.url = ""
 
     async def __aenter__(self) -> NullServer:
@@ -94,12 +96,15 @@ class NullServer:
         writer.write(machine.send(head) or b"")
         if chat:
             _event(machine, writer, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
+        times: list[float] = []
+        self.written.append(times)
         for i in range(count):
             due = self._unstalled(begin + model.ttft + i * model.itl)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             finish = "length" if i == count - 1 else None
             key = "reasoning_content" if i < model.reasoning else "content"
             said: dict[str, Any] = {"delta": {key: " x"}} if chat else {"text": " x"}
+            times.append(time.monotonic())
             _event(machine, writer, {"choices": [{"index": 0, **said, "finish_reason": finish}]})
             await writer.drain()
         tokens = _tokens(asked)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -28,6 +27,7 @@ from perilune.bench.measure.metrics import summary
 from perilune.bench.measure.steady import window
 from perilune.bench.measure.verdict import Verdict, builtins, failed, judge_run
 from perilune.bench.plan.point import Point
+from perilune.bench.progress import Meter
 from perilune.bench.scrape import scrape
 from perilune.bench.spec.workload import Closed
 from perilune.bench.store import Entry, Store, without_secrets
@@ -36,25 +36,26 @@ from perilune.deploy.child import Running
 from perilune.deploy.failures import EngineFailedError
 from perilune.errors import ConfigError
 
-Say = Callable[[str], None]
 
-
-def run(points: Sequence[Point], store: Store, say: Say, secrets: dict[str, str] | None = None) -> list[Entry]:
-    """Measures what `store` does not have yet; returns what this call added.
+def run(points: Sequence[Point], store: Store, meter: Meter, secrets: dict[str, str] | None = None) -> list[Entry]:
+    """Measures what `store` does not have yet; returns what this call added. `meter` is told how it goes.
 
     A server that does not start fails its points and no others. KeyboardInterrupt and SIGTERM end servers too.
     """
     added: list[Entry] = []
     done = store.done()
+    meter.total(sum(1 for _ in _interleaved(list(points), done)))
     with _sigterm_interrupts():
         for fingerprint, group in groupby(sorted(points, key=_server), key=_server):
             todo = list(_interleaved(list(group), done))
             if not todo:
                 continue
-            say(f"server {fingerprint}: {len(todo)} runs")
-            for entry, records in _on_server(todo, store.folder / "logs" / f"{fingerprint}.log", say, secrets):
+            meter.say(f"server {fingerprint}: {len(todo)} runs")
+            meter.begin(f"server {fingerprint} starts")
+            for entry, records in _on_server(todo, store.folder / "logs" / f"{fingerprint}.log", meter, secrets):
                 store.append(entry, records)
                 added.append(entry)
+                meter.end()
     return added
 
 
@@ -71,12 +72,12 @@ def _interleaved(points: list[Point], done: set[tuple[str, int]]) -> Iterator[tu
 
 
 def _on_server(
-    todo: list[tuple[Point, int]], log: Path, say: Say, secrets: dict[str, str] | None
+    todo: list[tuple[Point, int]], log: Path, meter: Meter, secrets: dict[str, str] | None
 ) -> Iterator[tuple[Entry, list[Record]]]:
     server = todo[0][0].server
     if server.target is not None:
         for point, repeat in todo:
-            yield _reported(point, repeat, server.target.url, None, say)
+            yield _reported(point, repeat, server.target.url, None, meter)
         return
     for missing in [key for key in server.env if not key.isidentifier()]:
         raise ConfigError(f"{missing!r} is no name of an environment variable.")
@@ -84,7 +85,7 @@ def _on_server(
     try:
         with started(server, log, secrets) as running:
             while left:
-                yield _reported(*left[0], running.url, running, say)
+                yield _reported(*left[0], running.url, running, meter)
                 left.pop(0)
                 if not running.alive:
                     raise running.failure()
@@ -92,12 +93,13 @@ def _on_server(
         kind = error.kind if isinstance(error, EngineFailedError) else "installation"
         for point, repeat in left:
             verdict = failed(f"launch ({kind}): {error}")
-            say(f"  {point.label} #{repeat}: failed, {error.what}")
+            meter.say(f"  {point.label} #{repeat}: failed, {error.what}")
             yield _entry(point, repeat, verdict, {}, started_at=time.time()), []
 
 
-def _reported(point: Point, repeat: int, url: str, running: Running | None, say: Say) -> tuple[Entry, list[Record]]:
+def _reported(point: Point, repeat: int, url: str, running: Running | None, meter: Meter) -> tuple[Entry, list[Record]]:
     began = time.time()
+    meter.begin(f"{point.name} {point.label} #{repeat}")
     try:
         entry, records = measure(point, repeat, url, None if running is None else running.process.pid)
     except (ConfigError, ClientError, httpx.HTTPError) as error:
@@ -107,7 +109,7 @@ def _reported(point: Point, repeat: int, url: str, running: Running | None, say:
     verdict, metrics = entry["verdict"], entry["metrics"]
     speed = f", {metrics['output_per_s']:.1f} tokens/s" if "output_per_s" in metrics else ""
     said = f", {verdict['reasons'][0]}" if verdict["reasons"] else ""
-    say(f"  {point.label} #{repeat}: {verdict['status']}{speed}{said}")
+    meter.say(f"  {point.label} #{repeat}: {verdict['status']}{speed}{said}")
     return entry, records
 
 
@@ -162,13 +164,14 @@ def _goal(point: Point, url: str) -> Goal:
     if workload.ignore_eos:
         body["ignore_eos"] = True
     return Goal(
-        url=url, model=(target and target.model) or _listed(url, headers), endpoint=workload.endpoint, headers=headers,
+        url=url, model=(target and target.model) or listed(url, headers), endpoint=workload.endpoint, headers=headers,
         body=body, timeout=point.sweep.timeout_s,
         keep_text=workload.kind == "sessions" and workload.endpoint == "chat",
     )  # fmt: skip
 
 
-def _listed(url: str, headers: dict[str, str]) -> str:
+def listed(url: str, headers: dict[str, str]) -> str:
+    """The first model a server lists. Raises ConfigError if it lists none."""
     address = url.rstrip("/").removesuffix("/v1") + "/v1/models"
     try:
         listed = httpx.get(address, headers=headers, timeout=30).raise_for_status().json()
@@ -270,8 +273,3 @@ def _sigterm_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def plain(line: str) -> None:
-    """Progress on stderr, one line at a time."""
-    print(line, file=sys.stderr, flush=True)

@@ -8,7 +8,8 @@ from typing import Any
 
 from perilune.bench.plan.expand import expand
 from perilune.bench.plan.point import Point
-from perilune.bench.run import Say, run
+from perilune.bench.progress import Meter
+from perilune.bench.run import run
 from perilune.bench.spec.load import Loaded
 from perilune.bench.store import Store
 from perilune.errors import ConfigError
@@ -52,7 +53,7 @@ def search(
     high: int,
     share: float,
     store: Store,
-    say: Say,
+    meter: Meter,
     facts: dict[str, Any] | None = None,
 ) -> tuple[int | None, list[Tried]]:
     """The highest `axis` (conc or rate) at which at least `share` of requests keep the sweep's SLO, and all it tried.
@@ -63,7 +64,7 @@ def search(
 
     def keeps(load: int) -> bool:
         point = at(loaded, sweep, axis, load, facts)
-        run([point], store, say)
+        run([point], store, meter)
         runs = [e for e in store.entries() if e["fingerprint"] == point.fingerprint]
         values = [e["metrics"]["good"] for e in runs if e["verdict"]["status"] != "failed" and "good" in e["metrics"]]
         good = sum(values) / len(values) if values and len(values) == len(runs) else None

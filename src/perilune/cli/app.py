@@ -11,8 +11,8 @@ from perilune import __version__
 from perilune.errors import PeriluneError
 
 COMMANDS = (
-    "doctor", "plan", "recipe", "deploy", "serve", "route", "generate", "chat", "demo", "bench", "smoke", "ops",
-    "cache", "pd",
+    "doctor", "plan", "recipe", "deploy", "serve", "route", "fleet", "generate", "chat", "demo", "bench", "smoke",
+    "ops", "cache", "pd",
 )  # fmt: skip
 
 

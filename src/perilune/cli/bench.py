@@ -129,12 +129,14 @@ Into = Annotated[Path, typer.Option("--into", help="Folder for results; what it 
 def run(file: File, into: Into, sweep: Sweep = None, fact: Facts = None) -> None:
     """Measure every point the folder does not have yet. Exit status 1 if a run failed."""
     from perilune.bench import run as running
+    from perilune.bench.progress import meter
     from perilune.bench.store import Store
 
     points = _points(file, sweep, fact, probe=True)
     store = Store(into)
     try:
-        added = running.run(points, store, running.plain)
+        with meter() as shown:
+            added = running.run(points, store, shown)
     except KeyboardInterrupt:
         typer.echo(f"interrupted; `perilune bench resume {file} --into {into}` goes on", err=True)
         raise typer.Exit(130) from None
@@ -166,14 +168,15 @@ def search(
     fact: Facts = None,
 ) -> None:
     """Find the highest load that keeps the SLO. Exit status 1 if not even the lowest does."""
-    from perilune.bench import run as running
+    from perilune.bench.progress import meter
     from perilune.bench.search import search as bisect
     from perilune.bench.spec.facts import parse_facts
     from perilune.bench.spec.load import load_sweeps
     from perilune.bench.store import Store
 
     facts = parse_facts(fact or [])
-    found, tried = bisect(load_sweeps(file), sweep, axis, low, high, share, Store(into), running.plain, facts)
+    with meter() as shown:
+        found, tried = bisect(load_sweeps(file), sweep, axis, low, high, share, Store(into), shown, facts)
     for each in sorted(tried, key=lambda t: t.load):
         typer.echo(f"{axis}={each.load}: " + ("failed" if each.good is None else f"{each.good:.1%} within the SLO"))
     typer.echo(f"highest: {axis}={found}" if found is not None else f"not even {axis}={low} keeps the SLO")
@@ -206,6 +209,35 @@ def compare(
             typer.echo(f"{row.judged.verdict:<8} {row.sweep}  {row.label}  {row.metric}  {row.judged.why}")
         typer.echo("\n".join(found.missing), nl=bool(found.missing))
     raise typer.Exit(found.exit_code)
+
+
+@bench.command()
+def diverge(
+    old: Annotated[str, typer.Argument(help="URL of the server that is right.")],
+    new: Annotated[str, typer.Argument(help="URL of the server in question, such as the front of a split one.")],
+    count: Annotated[int, typer.Option("--prompts", min=1)] = 8,
+    length: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 512,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
+    near: Annotated[float, typer.Option(min=0, help="Closer than this, two tokens were a tie.")] = 0.05,
+    as_json: Json = False,
+) -> None:
+    """Ask both greedily and find the first token that differs. Exit status 1 if one does that was no near-tie."""
+    from perilune.bench.evals.divergence import probe, prompts
+    from perilune.bench.run import listed
+
+    sides = [(url, listed(url, {})) for url in (old, new)]
+    found = probe(sides[0], sides[1], prompts(count, length), tokens)
+    wrong = [each for each in found if each.index is not None and (each.gap is None or each.gap > near)]
+    if as_json:
+        typer.echo(json.dumps({"divergences": [vars(each) for each in found], "wrong": len(wrong)}, indent=2))
+    else:
+        for each in found:
+            gap = "unknown" if each.gap is None else f"{each.gap:.3g}"
+            same = f"{each.tokens} tokens alike"
+            says = same if each.index is None else f"differs at token {each.index}, the two best {gap} apart"
+            typer.echo(f"prompt {each.prompt}: {says}")
+        typer.echo(f"{len(found) - len(wrong)} of {len(found)} alike, or apart at a near-tie only")
+    raise typer.Exit(1 if wrong else 0)
 
 
 @bench.command()

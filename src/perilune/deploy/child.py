@@ -82,11 +82,11 @@ def started(program: Program, watch: Watch, stop: threading.Event | None = None)
     """
     watch.log.parent.mkdir(parents=True, exist_ok=True)
     with watch.log.open("ab") as log:
-        begin = log.tell()
-        process = _start(program, log.fileno())
+        written = log.tell()
+        process = begin(program, log.fileno())
         try:
-            url = _ready(program, process, watch, begin, stop or threading.Event())
-            yield None if url is None else Running(url, process, watch.log, begin)
+            url = _ready(program, process, watch, written, stop or threading.Event())
+            yield None if url is None else Running(url, process, watch.log, written)
         finally:
             end(process, watch.stop_seconds)
 
@@ -128,7 +128,8 @@ def end(process: subprocess.Popen[bytes], seconds: float) -> None:
     process.wait()
 
 
-def _start(program: Program, output: int) -> subprocess.Popen[bytes]:
+def begin(program: Program, output: int) -> subprocess.Popen[bytes]:
+    """Starts `program`, writing to the file descriptor `output`. Raises ConfigError if it is not there."""
     try:
         return subprocess.Popen(  # noqa: S603 - the recipe's words, shown before, and no shell
             program.argv,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from perilune.deploy.condition import Answer, Truth, parse_condition
+from perilune.deploy.condition import Answer, Fact, Truth, parse_condition
 from perilune.deploy.points import Point, names_of
 from perilune.deploy.recipe import Recipe, Rule, Setting
 from perilune.deploy.stale import refuse_stale
@@ -98,10 +98,11 @@ def resolve(
     point: Point,
     *,
     checks: Mapping[str, Check] | None = None,
+    facts: Mapping[str, Fact] | None = None,
     asked: Asked | None = None,
     address: str = "0.0.0.0",  # noqa: S104 - inside a container; what is published, the port mapping says
 ) -> Launch:
-    """`recipe` at `point` on the host that `checks` describe; without them, what rests on the host is unknown.
+    """`recipe` at `point` on the host that `checks`, or `facts` made of them, describe; else that is unknown.
 
     Raises ConfigError for an option the recipe does not have, a version it does not hold for, a stale flag or variable,
     and a recipe without a checkpoint if none is given.
@@ -117,7 +118,7 @@ def resolve(
     checkpoint = asked.checkpoint or recipe.checkpoint
     if not checkpoint:
         raise ConfigError(f"{recipe.name} is for any model.", "", "Say which: a folder, a file or a hub id.")
-    names = names_of(point, checks or {})
+    names = names_of(point, checks or {}) | dict(facts or {})
     chooser = _Chooser(names, asked.options, found, _words(recipe, point, checkpoint, address))
     flags, left = chooser.choose(tuple(flag for flag in recipe.argv if flag.name not in own))
     given = {variable.variable for variable in recipe.environment} & set(asked.variables or {})

@@ -58,7 +58,7 @@ def _planned(launch: Launch, path: Path) -> Planned:
         return Planned(Truth.YES if theirs.fits else Truth.NO, _vllm_words(theirs, source), theirs.budget_bytes)
     plan = plan_folder(
         path, machine, context=point.context, concurrency=point.concurrency,
-        prefix_cache=recipe.engine == "perilune",
+        prefix_cache=recipe.engine == "perilune", tp=point.tp if recipe.engine == "perilune" else 1,
     )  # fmt: skip
     about = "" if recipe.engine == "perilune" else f", by perilune's own arithmetic and not {recipe.engine}'s"
     words = (

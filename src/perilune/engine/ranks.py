@@ -6,6 +6,7 @@ Their output goes on to this process's stderr; the last lines are kept, to say w
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import subprocess
@@ -25,6 +26,8 @@ from perilune.engine.orders import Answer, Failed, Join, Load, Loaded, OpenDoor,
 from perilune.engine.parallel import RankLostError
 from perilune.errors import EngineDeadError, PeriluneError
 from perilune.host.cores import WAITING
+
+log = logging.getLogger(__name__)
 
 LAST_LINES = 12
 POLL_MS = 100
@@ -112,7 +115,7 @@ class Ranks:
         self._sockets[rank - 1].send(self._encode(order))
 
     def check(self) -> None:
-        """Raises EngineDeadError, with its last lines, if a rank has ended."""
+        """Raises EngineDeadError if a rank has ended; its last lines go to the log."""
         if self._death is None and any(process.poll() is not None for process in self._processes):
             self._death = self.cause(RankLostError("A rank has ended."))
         if self._death is not None:
@@ -121,17 +124,18 @@ class Ranks:
     def cause(self, error: Exception) -> PeriluneError:
         """What is behind `error`, met by this rank in a step: a rank that ended, or one that hangs, or `error` itself.
 
-        Ends all ranks: they no longer are at the same place.
+        Its last lines go to the log. Ends all ranks: they no longer are at the same place.
         """
         if self._death is not None:
             return self._death
         ended = self._ended() if isinstance(error, RankLostError) else {}
         if ended:
             rank, status = min(ended.items(), key=lambda item: (item[1] in (0, LEFT_ALONE), item[0]))
-            how = f"It stopped with {f'signal {-status}' if status < 0 else f'exit status {status}'}"
+            how = f"signal {-status}" if status < 0 else f"exit status {status}"
+            log.error("rank %d stopped with %s; its last lines:\n%s", rank, how, "\n".join(self._lines[rank - 1]))
             self._death = EngineDeadError(
                 f"Rank {rank} of {self._config.tp} ended.",
-                f"{how}{self._last_words(rank)}",
+                f"It stopped with {how}{self._last_words(rank)}",
                 "Out of memory is the usual reason: see `perilune plan --tp`, then lower max_context or max_running.",
             )
         elif isinstance(error, RankLostError):
@@ -163,8 +167,7 @@ class Ranks:
                 answer = self._decode(self._sockets[rank - 1].recv())
                 if isinstance(answer, Failed):
                     return f": {answer.error.error()}"
-        lines = list(self._lines[rank - 1])
-        return "; its last lines: " + " | ".join(lines) if lines else "."
+        return "; its last lines are in the log."
 
     def close(self) -> None:
         """Kindly, then firmly."""

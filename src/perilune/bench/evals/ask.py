@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from perilune.bench.evals.harness import score_harness
 from perilune.bench.evals.sets import questions, right
 from perilune.bench.load.client import Goal
 from perilune.bench.load.record import Ask
@@ -20,6 +21,8 @@ def score(spec: Eval, goal: Goal, places: int) -> dict[str, Any]:
 
     `passed` is None without a floor: no baseline is no pass.
     """
+    if spec.kind == "lm-eval":
+        return score_harness(spec, goal, places)
     asked = questions(spec)
     goal = msgspec.structs.replace(goal, endpoint="chat", body={"temperature": 0.0}, keep_text=True)
     driven = send(goal, [Ask(i, q.text, spec.max_tokens) for i, q in enumerate(asked)], places=places)

@@ -41,7 +41,7 @@ def questions(spec: Eval) -> list[Question]:
         return _file(Path(spec.path))[: spec.questions]
     rng = Random(f"{spec.kind} {spec.seed}")  # noqa: S311 - questions, no secrets
     make: Callable[[Random], Question] = (
-        _arithmetic if spec.kind == "arithmetic" else lambda r: _retrieval(r, spec.length)
+        _arithmetic if spec.kind == "arithmetic" else lambda r: _retrieval(r, spec.length, spec.depth)
     )
     return [make(rng) for _ in range(spec.questions)]
 
@@ -75,8 +75,8 @@ def _arithmetic(rng: Random) -> Question:
     )
 
 
-def _retrieval(rng: Random, length: int) -> Question:
-    """About `length` words, with four codes in them, each at a random depth; one is asked for."""
+def _retrieval(rng: Random, length: int, depth: float | None) -> Question:
+    """About `length` words, with four codes in them; the one asked for lies at `depth`, else as the others anywhere."""
     places = rng.sample(_PLACES, 4)
     codes = {place: f"{rng.randrange(10_000):04d}" for place in places}
     sentences = [f"The code of the {place} is {code}." for place, code in codes.items()]
@@ -84,7 +84,11 @@ def _retrieval(rng: Random, length: int) -> Question:
     while count < length:
         sentences.append(f"The {rng.choice(_PEOPLE)} {' and '.join(rng.sample(_DEEDS, 2))}.")
         count += len(sentences[-1].split())
+    needle = sentences[0]
     rng.shuffle(sentences)
+    if depth is not None:
+        sentences.remove(needle)
+        sentences.insert(round(depth * len(sentences)), needle)
     return Question(f"Read this text. {' '.join(sentences)}\n\nWhat is the code of the {places[0]}?", codes[places[0]])
 
 

@@ -8,7 +8,12 @@ from typing import Any
 
 from perilune.bench.plan.point import Fired, Server, Topology
 from perilune.bench.spec.recipe import Hardware, Recipe
-from perilune.deploy.condition import parse_condition
+from perilune.deploy.catalog import recipe as deploy_recipe
+from perilune.deploy.condition import Fact, parse_condition
+from perilune.deploy.launch import Asked, resolve
+from perilune.deploy.points import point_of
+from perilune.deploy.stale import refuse_stale
+from perilune.deploy.version import version
 from perilune.errors import ConfigError, nearest
 
 _PROGRAMS: dict[str, tuple[str, ...]] = {
@@ -26,7 +31,7 @@ def server_of(
 
     Raises ConfigError for a rule that cannot be decided and a template that names nothing.
     """
-    flags, variables, fired = dict(recipe.argv), dict(recipe.env), []
+    flags, variables, fired = dict(recipe.argv), dict(recipe.env), list[Fired]()
     for rule in recipe.rules:
         if parse_condition(rule.when).holds(names):
             flags.update(rule.argv)
@@ -34,6 +39,9 @@ def server_of(
             fired.append(Fired(rule.when, rule.why, rule.argv, rule.env))
     flags.update(argv)
     variables.update(env)
+    if recipe.deploy is not None:
+        return _deployed(recipe.deploy, recipe, hardware, names, flags, variables, fired)
+    assert recipe.model is not None, "the recipe's own check"
     program = recipe.command or list(_PROGRAMS[recipe.engine])
     with_model = {**names, "model": recipe.model}
     words = [filled(word, with_model) for word in program]
@@ -51,6 +59,57 @@ def server_of(
         port_flag=recipe.port_flag,
         ready_s=recipe.ready_s,
     )
+
+
+def _deployed(
+    name: str,
+    recipe: Recipe,
+    hardware: Hardware,
+    names: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    variables: Mapping[str, Any],
+    fired: list[Fired],
+) -> Server:
+    """A recipe of `deploy` at this point; what the sweep says of a flag or variable takes the place of what it says.
+
+    Raises ConfigError for a rule of the recipe that refuses, and for flags that its engine no longer has.
+    """
+    found = deploy_recipe(name)
+    point = point_of(
+        found, context=_whole(recipe.context, names), concurrency=_whole(recipe.concurrency, names), tp=names["tp"]
+    )
+    refuse_stale((f"--{flag}" for flag in flags), found, None if found.version is None else version(found.version))
+    asked = Asked(tuple(recipe.options), checkpoint=recipe.model)
+    facts = {key: value for key, value in names.items() if isinstance(value, Fact)}
+    launch = resolve(found, point, facts=facts, asked=asked, address="127.0.0.1").check()
+    own = {flag if flag.startswith("-") else f"--{flag}" for flag in flags}
+    words = list(launch.program)
+    for used in launch.flags:
+        if used.name != "--port" and used.name not in own:
+            words += used.words
+        if used.says:
+            fired.append(Fired(used.says, used.why, {used.name.lstrip("-"): used.value}, {}))
+    for flag, value in flags.items():
+        words += _flag(flag, value, names)
+    env = launch.environment | {k: filled(_word(v), names) for k, v in variables.items() if v is not None}
+    return Server(
+        engine=found.engine,
+        model=launch.checkpoint,
+        image=found.image,
+        argv=tuple(words),
+        env=dict(sorted((k, v) for k, v in env.items() if variables.get(k, v) is not None)),
+        fired=tuple(fired),
+        topology=topology(names),
+        hardware=hardware,
+        ready_s=recipe.ready_s,
+    )  # fmt: skip
+
+
+def _whole(value: Any, names: Mapping[str, Any]) -> int | None:
+    text = None if value is None else filled(_word(value), names)
+    if text is not None and not text.isdigit():
+        raise ConfigError(f"{text!r} is no number of tokens or sequences.", "", "Write a whole number, or {conc}.")
+    return None if text is None else int(text)
 
 
 def topology(names: Mapping[str, Any]) -> Topology:

@@ -25,8 +25,15 @@ class Rule(Strict):
 class Recipe(Strict):
     """`{tp}` in a value stands for the point's tp; true is a bare flag, false and null are left out."""
 
+    deploy: str | None = Field(
+        default=None,
+        description="A recipe of `perilune recipe ls`: its image, command and flags; `argv` and `env` go on top.",
+    )
+    context: Value | None = Field(default=None, description="deploy: tokens per sequence, as `{context}`.")
+    concurrency: Value | None = Field(default=None, description="deploy: sequences at once, as `{conc}`.")
+    options: list[str] = Field(default_factory=list, description="deploy: the recipe's own, such as aiter-off.")
     engine: Literal["perilune", "vllm", "sglang", "atom", "other"] = "perilune"
-    model: str
+    model: str | None = Field(default=None, description="Needed without `deploy`; with it, another checkpoint.")
     image: str | None = None
     command: list[str] | None = Field(
         default=None, description="The program and its first arguments, in place of the engine's own."
@@ -43,6 +50,11 @@ class Recipe(Strict):
     def _startable(self) -> Recipe:
         if self.engine == "other" and not self.command:
             raise ValueError("engine: other needs a command")
+        if self.deploy is None and self.model is None:
+            raise ValueError("'model' is missing")
+        own = {"engine", "command", "port_flag", "image"} & self.model_fields_set
+        if self.deploy is not None and own:
+            raise ValueError(f"with deploy, {', '.join(sorted(own))} is the recipe's to say")
         return self
 
 

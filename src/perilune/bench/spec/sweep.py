@@ -57,10 +57,16 @@ class Slo(Strict):
 class Eval(Strict):
     """A question set asked at the point's own concurrency. `floor` is the least share of right answers."""
 
-    kind: Literal["arithmetic", "retrieval", "file"]
+    kind: Literal["arithmetic", "retrieval", "file", "lm-eval"]
+    task: str | None = Field(default=None, description="kind: lm-eval - the task, as gsm8k.")
+    include: str | None = Field(default=None, description="kind: lm-eval - a folder of task files of one's own.")
+    fewshot: Annotated[int, Field(ge=0)] | None = Field(default=None, description="kind: lm-eval - solved examples.")
     path: str | None = Field(default=None, description="kind: file - JSON lines with `question` and `answer`.")
     questions: Count = 50
     length: Count = Field(default=512, description="kind: retrieval - words of text around the needle.")
+    depth: Annotated[float, Field(ge=0, le=1, strict=False)] | None = Field(
+        default=None, description="kind: retrieval - where the needle lies, 0 the beginning; anywhere unless given."
+    )
     floor: Annotated[float, Field(ge=0, le=1, strict=False)] | None = None
     max_tokens: Count = 256
     seed: int = 0
@@ -69,6 +75,8 @@ class Eval(Strict):
     def _has_questions(self) -> Eval:
         if (self.kind == "file") != (self.path is not None):
             raise ValueError("kind: file, and only it, needs a path")
+        if (self.kind == "lm-eval") != (self.task is not None):
+            raise ValueError("kind: lm-eval, and only it, needs a task")
         return self
 
 

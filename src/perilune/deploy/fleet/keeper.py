@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -34,11 +34,15 @@ class Launcher(Protocol):
     def stop(self, name: str) -> None:
         """Ends an engine, gently at first; returns once it is being ended."""
 
+    def ending(self) -> Collection[str]:
+        """Engines that are being ended and may still hold their ports."""
+
 
 @dataclass
 class _Running:
     seat: Seat
     made: Command
+    since: float
 
 
 class Keeper:
@@ -66,29 +70,29 @@ class Keeper:
         placement = place(self.file, self._launcher.hosts(), {name: each.seat for name, each in self.running.items()})
         wanted = {name: command(self.file, seat) for name, seat in placement.seats.items()}
         leaving = [name for name, each in self.running.items() if wanted.get(name) != each.made]
-        self._write({name: made.url for name, made in wanted.items() if name not in leaving})
+        self._write(leaving)
         for name in leaving:
-            self._say(f"stopping {name}" if name not in wanted else f"starting {name} anew: the file changed")
+            moves = wanted.get(name) and placement.seats[name].host != self.running[name].seat.host
+            anew = f"moving {name}: its host is gone" if moves else f"starting {name} anew: the file changed"
+            self._say(anew if name in wanted else f"stopping {name}")
             self._launcher.stop(name)
             del self.running[name]
+        ending = self._launcher.ending()
         for name, made in wanted.items():
-            if name not in self.running and name not in leaving and at >= self._not_before.get(name, at):
+            if name not in self.running and name not in ending and at >= self._not_before.get(name, at):
                 seat = placement.seats[name]
                 self._say(f"starting {name} on {seat.host.name}: {made.url}")
                 self._launcher.start(seat, made)
-                self.running[name] = _Running(seat, made)
+                self.running[name] = _Running(seat, made, at)
+        self._write()
         for name, why in placement.missing.items():
             if self._missing.get(name) != why:
                 self._say(f"{name} has no place: {why}")
         self._missing = placement.missing
 
-    def healthy(self, name: str) -> None:
-        """`name` has answered: what failed before is forgotten."""
-        self._failures.pop(name, None)
-
     def close(self) -> None:
         """Stops everything."""
-        self._write({})
+        self._write(list(self.running))
         for name in list(self.running):
             self._launcher.stop(name)
             del self.running[name]
@@ -106,19 +110,20 @@ class Keeper:
             self._say(f"{error} The fleet stays as it is.")
 
     def _bury(self, at: float) -> None:
-        """What died is started again, later each time it does."""
-        for name, why in self._launcher.ended().items():
-            if self.running.pop(name, None) is None:
+        """What died is started again, later each time it does; what ran a while before counts as the first."""
+        for name, why in list(self._launcher.ended().items()):
+            if (dead := self.running.pop(name, None)) is None:
                 continue
             self._launcher.stop(name)
-            failures = self._failures[name] = self._failures.get(name, 0) + 1
+            failures = 1 + (self._failures.get(name, 0) if at - dead.since < _LONGEST_PAUSE else 0)
+            self._failures[name] = failures
             pause = 0.0 if failures == 1 else min(_LONGEST_PAUSE, 2.0 ** (failures - 1))
             self._not_before[name] = at + pause
             self._say(f"{name} ended: {why}" + (f"; again in {pause:g} s" if pause else ""))
 
-    def _write(self, urls: Mapping[str, str]) -> None:
+    def _write(self, leaving: Collection[str] = ()) -> None:
         """Whole or not at all: the router may read at any moment."""
-        text = workers_yaml(urls)
+        text = workers_yaml({name: each.made.url for name, each in self.running.items() if name not in leaving})
         if text == self._written:
             return
         made = self._workers_file.with_suffix(".new")

@@ -21,7 +21,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Seat:
-    """One engine's place. `number` counts engines on the host, for ports; `gpus` are the host's, by number."""
+    """One engine's place. `number` counts engines at the host's address, for ports; `gpus` are numbers too."""
 
     name: str
     role: Role
@@ -41,10 +41,9 @@ class Placement:
 class _Room:
     """What is left of one host."""
 
-    def __init__(self, host: Host, order: int) -> None:
-        self.host, self.order = host, order
+    def __init__(self, host: Host, order: int, numbers: set[int]) -> None:
+        self.host, self.order, self.numbers = host, order, numbers
         self.cpus, self.gpus = host.cpus, set(range(host.gpus))
-        self.numbers: set[int] = set()
         self.roles: list[Role] = []
 
     def fits(self, group: Group) -> bool:
@@ -64,7 +63,9 @@ def place(file: FleetFile, hosts: Sequence[Host], kept: Mapping[str, Seat] | Non
     """Every engine of `file` to a host with room for it: the one with the most GPUs left, then the fewest engines of
     its role, then the most processors. Engines in `kept` stay, if their host is there and they still fit.
     """
-    rooms = {host.id or host.name: _Room(host, order) for order, host in enumerate(hosts)}
+    # Two nodes of a cluster may be two containers of one machine, with one address.
+    numbers: dict[str, set[int]] = {host.address: set() for host in hosts}
+    rooms = {host.id or host.name: _Room(host, n, numbers[host.address]) for n, host in enumerate(hosts)}
     seats: dict[str, Seat] = {}
     wanted = [(f"{role}-{number}", role, group) for role, group in file.groups.items() for number in range(group.count)]
     for name, role, group in wanted:
