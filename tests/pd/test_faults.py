@@ -231,6 +231,20 @@ def test_case_21_a_cache_withdrawn_at_prefill_end(engines: Make) -> None:
     assert not source.collect()
 
 
+def test_case_24_a_read_that_is_late_never_passes_for_the_request_that_ended(engines: Make) -> None:
+    gate = Gate()
+    source = engines("prefill", hybrid(), settings=LOCAL)
+    target = engines("d", hybrid(), settings=LOCAL, transport=lambda rank, memory: Stubborn(gate, memory))
+    lease, ticket, _ = sealed(source)
+    target.exchange.receive("r", ticket, PROMPT, HERE, THERE)
+    assert gate.begun.wait(10)
+    source.exchange.withdraw(lease)
+    assert source.wait(Unpinned) == Unpinned(lease, "withdrawn")
+    Canonical(source.spec, 300, 77).write(source.arenas, PAGES, SLOT)  # another request's
+    gate.open.set()
+    assert target.wait(Lost) == Lost("r", "the lease was withdrawn", fenced=True)
+
+
 def test_case_22_a_request_that_is_refused_frees_the_other_side_at_once(engines: Make) -> None:
     source, target = engines("prefill", hybrid()), engines("d", hybrid())
     lease, ticket, _ = sealed(source)
