@@ -19,7 +19,9 @@ SECRET = "secret detail"
 
 def http_client(script: Script) -> httpx.AsyncClient:
     app = create_app(ReplayEngine(script), ServerConfig())
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://127.0.0.1")
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://127.0.0.1"
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True])
