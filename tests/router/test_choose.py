@@ -23,6 +23,7 @@ def test_a_short_prompt_stays_and_a_long_one_moves() -> None:
 def test_the_state_makes_prompts_on_a_slow_link_not_worth_moving() -> None:
     slow = replace(D, link=20e6)  # 2.2 s for the state alone
     assert choose(4096, [slow], [P]).why == "dear"
+    assert choose(4096, [slow], [P], disturbance=1000).why == "remote"
     assert choose(4096, [replace(slow, state_bytes=0)], [P]).why == "remote"
 
 

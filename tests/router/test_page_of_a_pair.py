@@ -29,8 +29,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[live.LiveSe
     prefill, decode = (
         live.start(folder(role), "--role", role, *flags, variables=VARIABLES) for role in ("prefill", "decode")
     )
-    named = ("--prefill", prefill.url, "--decode", decode.url, "--remote-from", "64", "--api-key", live.KEY)
-    process, url = start_router(folder("route"), *named, "--worker-key", live.KEY, variables=VARIABLES)
+    named = ("--prefill", prefill.url, "--decode", decode.url, "--remote-from", "64", "--disturbance", "1000")
+    process, url = start_router(
+        folder("route"), *named, "--api-key", live.KEY, "--worker-key", live.KEY, variables=VARIABLES
+    )
     yield prefill, decode, url
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0

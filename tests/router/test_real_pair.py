@@ -54,7 +54,17 @@ def engine(folder: Path, role: str) -> live.LiveServer:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp
     prefill, decode = engine(folder("p"), "prefill"), engine(folder("d"), "decode")
-    flags = ("--prefill", prefill.url, "--decode", decode.url, "--remote-from", "64", "--pd-stream")
+    flags = (
+        "--prefill",
+        prefill.url,
+        "--decode",
+        decode.url,
+        "--remote-from",
+        "64",
+        "--disturbance",
+        "1000",
+        "--pd-stream",
+    )
     process, url = start_router(folder("route"), *flags, variables=VARIABLES)
     yield Pair(prefill, decode, url)
     process.send_signal(signal.SIGTERM)

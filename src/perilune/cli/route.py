@@ -32,6 +32,9 @@ def route(
         bool, typer.Option("--pd-stream", help="Decode engines fetch pages while prefill still computes.")
     ] = False,
     remote_from: Annotated[int, typer.Option(min=0, help="Fewest uncached prompt tokens worth moving.")] = 1024,
+    disturbance: Annotated[
+        float, typer.Option(min=0, help="What reading costs those who decode there, as a share of the reading.")
+    ] = 0.5,
     retries: Annotated[int, typer.Option(min=0, help="Other engines tried before the first token.")] = 2,
     max_open: Annotated[int, typer.Option(min=1, help="Open requests; more are turned away with 429.")] = 1024,
     first_token_seconds: Annotated[float, typer.Option(help="Longest wait for a stream's first token.")] = 600.0,
@@ -62,6 +65,7 @@ def route(
         pd_key_file=pd_key_file,
         early=pd_stream,
         remote_from=remote_from,
+        disturbance=disturbance,
         retries=retries,
         max_open=max_open,
         first_token_seconds=first_token_seconds,

@@ -1,10 +1,10 @@
 """Which engines serve a request: pure arithmetic over what is known of them, in seconds.
 
-On decode engine D alone a request costs     wait(D) + uncached(D)/rate(D) · (1 + DISTURBANCE)
+On decode engine D alone a request costs     wait(D) + uncached(D)/rate(D) · (1 + disturbance)
 with its prompt read by prefill engine P     queue(P)/rate(P) + uncached(P)/rate(P) + moved(D)/link(D) + room(D)
 
 where wait(D) = queue(D)/rate(D) + room(D), and moved(D) = state bytes + bytes of the latents D does not have. A prefill
-on D delays every sequence that decodes there; DISTURBANCE 1/2 makes moving pay, between two idle engines, once the
+on D delays every sequence that decodes there; a disturbance of 1/2 makes moving pay, between two idle engines, once the
 prefill takes twice as long as the transfer (the rule of docs/routing.md). The state does not shrink with the prompt
 (41.4 MiB for Kimi-Linear), so short prompts stay.
 """
@@ -71,19 +71,21 @@ class Choice:
 
 
 def choose(
-    tokens: int, decode: Sequence[Seen], prefill: Sequence[Seen], *, stay: str = "", least: int = 1024
-) -> Choice:
+    tokens: int, decode: Sequence[Seen], prefill: Sequence[Seen], *, stay: str = "", least: int = 1024,
+    disturbance: float = DISTURBANCE,
+) -> Choice:  # fmt: skip
     """The cheapest choice for a prompt of `tokens`. `stay` is why it must not be moved; `least` the fewest uncached
-    tokens worth moving. `decode` is not empty; of equals the first is taken.
+    tokens worth moving; `disturbance` what reading on D costs others, as a share of the reading. `decode` is not
+    empty; of equals the first is taken.
     """
-    options = [_on(tokens, engine, prefill, stay, least) for engine in decode]
+    options = [_on(tokens, engine, prefill, stay, least, disturbance) for engine in decode]
     return min(options, key=lambda choice: choice.local if choice.prefill is None else choice.remote or 0.0)
 
 
-def _on(tokens: int, engine: Seen, prefill: Sequence[Seen], stay: str, least: int) -> Choice:
+def _on(tokens: int, engine: Seen, prefill: Sequence[Seen], stay: str, least: int, disturbance: float) -> Choice:
     uncached = max(1, tokens - engine.cached)
     reading = uncached / engine.rate
-    local = engine.queue_tokens / engine.rate + engine.room() + reading * (1 + DISTURBANCE)
+    local = engine.queue_tokens / engine.rate + engine.room() + reading * (1 + disturbance)
     if stay:
         return Choice(engine.name, None, stay, uncached, local)
     fitting = [each for each in prefill if not (each.digest and engine.digest) or each.digest == engine.digest]

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from perilune.errors import ConfigError, nearest
 from perilune.http.origins import check_origins
+from perilune.router.choose import DISTURBANCE
 from perilune.units import MIB
 
 Role = Literal["prefill", "decode", "both"]
@@ -64,7 +65,8 @@ class RouterConfig:
 
     `api_keys` are asked of clients; `worker_key` is sent to engines instead of what the client sent. `pd_key_file`:
     the cluster's key; without it PERILUNE_PD_KEY. `remote_from`: fewest prompt tokens, not counting cached ones, for
-    which a prefill on another engine is considered. `retries`: attempts after the first, each elsewhere, as long as
+    which a prefill on another engine is considered. `disturbance`: what reading a prompt costs those who decode on the
+    same engine, as a share of the reading. `retries`: attempts after the first, each elsewhere, as long as
     the client has seen nothing. Times in seconds: for the first token, between two pieces of a stream, for a whole
     answer that is not streamed, until an engine is there, between health checks. `page` answers `/` with one;
     `allowed_origins` are other sites whose pages may ask, "*" for all. Raises ConfigError.
@@ -80,6 +82,7 @@ class RouterConfig:
     pd_key_file: str | None = None
     early: bool = False
     remote_from: int = 1024
+    disturbance: float = DISTURBANCE
     retries: int = 2
     max_open: int = 1024
     first_token_seconds: float = 600.0
@@ -103,7 +106,7 @@ class RouterConfig:
         for name in ("first_token_seconds", "stall_seconds", "request_seconds", "health_seconds", "max_open"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}.")
-        for name in ("retries", "remote_from", "wait_seconds", "drain_seconds"):
+        for name in ("retries", "remote_from", "disturbance", "wait_seconds", "drain_seconds"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} cannot be negative: {getattr(self, name)}.")
         check_origins(self.allowed_origins)

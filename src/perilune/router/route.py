@@ -125,6 +125,7 @@ class Router:
             [worker.seen(ask, ratio) for worker in prefill],
             stay=stay if any(worker.place.role == "prefill" for worker in self.pool.workers.values()) else "",
             least=self.config.remote_from,
+            disturbance=self.config.disturbance,
         )
         self.metrics.choices.labels(choice.why).inc()
         return choice
