@@ -180,8 +180,10 @@ def intra(
 def invert(system, beta, solve, tokens, heads):
     """Chunk i of head h: solve = (I + A)^-1 diag(beta) from system = A fp32, [chunks, H, C, C].
 
-    solve [2, chunks, H, C, C] holds bf16 values and what they leave of fp32, in bf16 again: where keys repeat, all
-    tokens of a chunk would be off the same way by the rounding of one value. By forward substitution in fp32: row i of the inverse is e_i - a_i (the rows before). A series in powers of A would
+    solve [2, chunks, H, C, C] holds bf16 values and what they leave of fp32, in bf16 again: where keys repeat, one
+    rounding would put all tokens of a chunk off the same way.
+
+    By forward substitution in fp32: row i of the inverse is e_i - a_i (the rows before). A series in powers of A would
     be all matrix products, but its terms grow like binomials where keys repeat.
     """
     chunk, head = tl.program_id(0), tl.program_id(1)
