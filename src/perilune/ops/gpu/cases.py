@@ -110,6 +110,9 @@ def _mla(gpu: Recorder, shape: Shape, form: str) -> None:
     kv_b = weight(form, HEADS * (shape["nope"] + shape["v_dim"]), shape["rank"])
     pages, q = meta(64, PAGE, shape["rank"] + ROPE), meta(MANY, HEADS, shape["nope"] + ROPE)
     table = meta(4, 16, dtype=torch.int64)
+    kv, norm, at = meta(MANY, shape["rank"] + ROPE), meta(shape["rank"]), meta(MANY, dtype=torch.int64)
+    for turn in (None, (meta(MANY, ROPE // 2, dtype=FP32), meta(MANY, ROPE // 2, dtype=FP32))):
+        mla.store(gpu, q, kv, norm, 1e-5, turn, pages, at, at)
     mla.prefill(gpu, q, pages, table[0], 0, kv_b, **shape)
     lengths = meta(4, dtype=torch.int64)
     mla.decode_rows(gpu, q[:4], pages, table, lengths, kv_b, **shape)  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "experts": moe.experts,
     "kda_prefill": kda.prefill,
     "kda_decode": kda.decode,
+    "mla_store": mla.store,
     "mla_prefill": mla.prefill,
     "mla_decode": mla.decode_rows,
 }
@@ -50,8 +51,6 @@ def bound(gpu: Gpu) -> dict[str, Callable[..., Any]]:
 
 def refuses(op: str, weights: Sequence[Weight], kda_dim: int | None) -> str | None:
     """None if the kernels can serve `op` of such a model, else the reason."""
-    if op not in OPS:
-        return "no kernel: a few small torch ops"
     if op in ("kda_prefill", "kda_decode") and kda_dim is not None:
         return kda.refuses(kda_dim)
     if op in READ_WEIGHTS:
