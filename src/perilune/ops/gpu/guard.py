@@ -44,6 +44,10 @@ class Guard:
         """Kernels, each for one choice of types, alignments and constants."""
         return len(self._seen)
 
+    def named(self) -> dict[str, int]:
+        """Its numbers under the names that `/metrics` shows."""
+        return {"kernels_ready": self.ready, "kernels_late_total": len(self.late)}
+
     def settle(self) -> None:
         """The warm-up is over."""
         self._settled = True
