@@ -31,8 +31,11 @@ META = torch.device("meta")
 _EXPERT = re.compile(r"(layers\.\d+\.moe\.experts)\.(\d+)\.(gate|up|down)")
 
 
-def decoder(spec: ModelSpec, arch: Arch, experts: str = "int4-32") -> tuple[Decoder, Recorder]:
-    """bf16 but for the experts."""
+def decoder(
+    spec: ModelSpec, arch: Arch, experts: str = "int4-32", layers: int | None = None
+) -> tuple[Decoder, Recorder]:
+    """The first `layers` of a model, bf16 but for the experts."""
+    spec = dataclasses.replace(spec, layers=spec.layers[:layers])
     loaded: dict[str, Tensor | Weight] = {}
     stacks: dict[str, list[tuple[int, ...]]] = defaultdict(list)
     for tensor in family_of(spec).tensors(spec):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from perilune.cache.geometry import PAGE_TOKENS, pages_for
 from perilune.engine.request import SamplingParams
-from perilune.engine.sampler import Sampler
+from perilune.engine.sampler import Sampler, sample_rows
 from perilune.engine.scores import BLOCK
 from perilune.nn.batch import Piece
 
@@ -39,9 +39,8 @@ def warm_up(runner: Runner | RankedRunner, vocab: int, slots: int, chunk: int, c
     for count in sorted({1, FEW + 1, min(slots, BLOCK), BLOCK}):
         logits = runner.head(rows[:count])
     for params in sampling():
-        sampler = Sampler(params, (0,), vocab, seed=0)
-        for row in logits[:2]:
-            sampler.sample(row)
+        samplers = [Sampler(params, (0,), vocab, seed=0) for _ in range(2)]
+        sample_rows(samplers, list(logits[:2]), runner.selection.ops.sample)
     for slot in range(slots):
         runner.clear(slot)
     runner.wait("the warm-up")

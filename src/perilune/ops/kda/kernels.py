@@ -313,10 +313,15 @@ def decode(
     heads, raw_row, f_row, b_row, gate_row, state_row, window_row, eps,
     K: tl.constexpr,
 ):  # fmt: skip
-    """Sequence i, head h: one token, from its raw projections to its gated norm; out [n, H, V] bf16."""
+    """Sequence i, head h: one token, from its raw projections to its gated norm; out [n, H, V] bf16.
+
+    A slot below 0 is padding: nothing is read or written.
+    """
     sequence, head = tl.program_id(0), tl.program_id(1)
     row = tl.load(rows + sequence)
     slot = tl.load(slots + sequence)
+    if slot < 0:
+        return
     dims = tl.arange(0, K)
     in_q, in_k, in_v = head * K + dims, (heads + head) * K + dims, (2 * heads + head) * K + dims
     raw += row * raw_row
