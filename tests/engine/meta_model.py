@@ -1,6 +1,6 @@
 """A whole model on torch's meta device, with a recorder for a GPU: every shape is real and nothing is computed.
 
-An op that reads a value on the host, or mixes host and device tensors, fails there: so a step that runs can be recorded.
+An op that reads a value on the host, or mixes host and device tensors, fails there: what runs there can be recorded.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ def test_a_step_holds_no_more_than_is_planned_and_not_much_less(model: str) -> N
         with Peak() as held:
             run(Batch.build(pieces, META), caches)
         work = gpu_workspace(spec, tokens)
-        planned = work.step_bytes * 10 // 11 - GPU_BYTES - 6 * 64 * spec.vocab + (0 if tokens else 64 * work.sequence_bytes)
+        sequences = 0 if tokens else 64
+        planned = work.total(sequences) - work.step_bytes // 11 - GPU_BYTES - 6 * 64 * spec.vocab
         assert held.bytes <= planned, (tokens, held.bytes, planned)
         if tokens:
             assert planned <= 1.6 * held.bytes, (tokens, held.bytes, planned)

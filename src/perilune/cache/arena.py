@@ -8,6 +8,7 @@ what tiers copy passes through pinned host memory.
 from __future__ import annotations
 
 import mmap
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -147,7 +148,7 @@ class CacheArenas:
         if self._staging is None:
             place.copy_(values)
         else:
-            self._staging.upload(place, lambda part, start: part.copy_(values[start : start + len(part)]))
+            self._staging.upload(place, partial(_piece_of, values))
 
     def _rows(self, kind: Kind) -> Tensor:
         return self.page_arena.tensor if kind == "page" else self.slot_arena.buffer
@@ -156,6 +157,10 @@ class CacheArenas:
     def allocated_bytes(self) -> int:
         """Equal to the plan's `total_bytes`."""
         return self.page_arena.allocated_bytes + self.slot_arena.allocated_bytes
+
+
+def _piece_of(values: Tensor, part: Tensor, start: int) -> None:
+    part.copy_(values[start : start + len(part)])
 
 
 def _zeros(size: int, device: torch.device, what: str) -> Tensor:

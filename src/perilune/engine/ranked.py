@@ -60,9 +60,7 @@ def load_rank(
 class RankedRunner:
     """The first rank. `held[r]` is what rank r allocated."""
 
-    def __init__(
-        self, config: EngineConfig, checkpoint: Checkpoint, plan: EnginePlan, device: torch.device
-    ) -> None:
+    def __init__(self, config: EngineConfig, checkpoint: Checkpoint, plan: EnginePlan, device: torch.device) -> None:
         self._ranks = Ranks(config, checkpoint.path)
         try:
             self._group = group_of(config, checkpoint.spec, 0)

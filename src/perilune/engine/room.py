@@ -14,9 +14,7 @@ from perilune.plan.workspace import PROCESS_BYTES, gpu_workspace
 from perilune.units import format_bytes
 
 
-def check_room(
-    config: EngineConfig, checkpoint: Checkpoint, plan: EnginePlan, device: torch.device
-) -> tuple[str, ...]:
+def check_room(config: EngineConfig, checkpoint: Checkpoint, plan: EnginePlan, device: torch.device) -> tuple[str, ...]:
     """What to say of the memory of a rank's GPU; nothing of a CPU's, which is given as it is touched.
 
     Raises ConfigError if weights, cache and workspace are more than is free: `need_of` of the rank that needs most.

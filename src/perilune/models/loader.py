@@ -144,8 +144,8 @@ def _allocate(held: list[Held], device: torch.device) -> dict[str, dict[str, Ten
 
 
 def _empty(part: Part, device: torch.device) -> Tensor:
-    """Memory for `part`; on a CPU, large ones in pages of 2 MiB where Linux has them: weights are read from end to end, and
-    with 4 KiB pages a processor does not fetch ahead across their ends (a quarter slower, measured: log.md)."""
+    """Memory for `part`; on a CPU, large ones in pages of 2 MiB where Linux has them: weights are read from end to end,
+    and with 4 KiB pages a processor does not fetch ahead across their ends (a quarter slower, measured: log.md)."""
     dtype = getattr(torch, part.dtype)
     if device.type != "cpu" or part.nbytes < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(part.shape, dtype=dtype, device=device)
@@ -171,9 +171,7 @@ def _copies(entry: Held, memory: dict[str, Tensor], checkpoint: Checkpoint) -> I
             yield _Copy(checkpoint.stored[form.shape_name], "shape", form, None)
 
 
-def _read_shard(
-    file: Path, copies: list[_Copy], pool: Executor, staging: SimpleQueue[Staging]
-) -> Iterator[int]:
+def _read_shard(file: Path, copies: list[_Copy], pool: Executor, staging: SimpleQueue[Staging]) -> Iterator[int]:
     """Do the copies out of one file; yields the stored bytes of each."""
     with Shard(file) as shard:
         copies = sorted(copies, key=lambda copy: copy.stored.offset)

@@ -103,38 +103,46 @@ class Batch:
         for index in ordered:
             piece, offset = pieces[index], len(tokens)
             count = len(piece.tokens)
-            where = range(piece.start, piece.start + count)
+            span = range(piece.start, piece.start + count)
             tokens.extend(piece.tokens)
-            positions.extend(where)
-            page_ids.extend(piece.pages[p // PAGE] for p in where)
+            positions.extend(span)
+            page_ids.extend(piece.pages[p // PAGE] for p in span)
             if piece.mode == "prefill":
                 assert piece.start % PAGE == 0, "a prefill piece starts on a chunk boundary"
                 assert all(after % PAGE == 0 and 0 < after <= count for after, _ in piece.exports)
                 prefill.append((piece, offset, ints.add(piece.pages)))
             else:
-                for i, position in enumerate(where):
+                for i, position in enumerate(span):
                     tables.append(piece.pages)
                     lengths.append(position + 1)
                     waves.setdefault(i, []).append((offset + i, piece.slot))
             wanted[index] = list(range(offset + count - piece.logit_count, offset + count))
-        each = [ints.add(values) for values in (tokens, positions, page_ids, [p % PAGE for p in positions])]
+        where, at = ints.add(positions), ints.add(page_ids)
+        into, text = ints.add([p % PAGE for p in positions]), ints.add(tokens)
         logit_rows = ints.add([row for index in range(len(pieces)) for row in wanted[index]])
         steps = [(ints.add([row for row, _ in w]), ints.add([slot for _, slot in w])) for w in waves.values()]
-        most = max(map(len, tables), default=0)
-        packed = ints.add([page for table in tables for page in (*table, *[0] * (most - len(table)))])
-        known = ints.add(lengths)
-
-        sent = ints.send(device)
-        table = sent[packed].view(len(tables), most)
-        on_cpu = device.type == "cpu"
+        if device.type == "cpu":
+            each = {id(pages): ints.add(pages) for pages in tables}  # rows of one piece share a table
+            sent = ints.send(device)
+            table: Sequence[Tensor] | Tensor = [sent[each[id(pages)]] for pages in tables]
+            length: Sequence[int] | Tensor = lengths
+        else:
+            most = max(map(len, tables), default=0)
+            packed = ints.add([page for pages in tables for page in (*pages, *[0] * (most - len(pages)))])
+            known = ints.add(lengths)
+            sent = ints.send(device)
+            table, length = sent[packed].view(len(tables), most), sent[known]
         return Batch(
-            *(sent[place] for place in each),
+            tokens=sent[text],
+            positions=sent[where],
+            page_ids=sent[at],
+            offsets=sent[into],
             prefill=tuple(
-                PrefillPiece(at, len(piece.tokens), piece.start, piece.slot, sent[pages], piece.exports)
-                for piece, at, pages in prefill
+                PrefillPiece(first, len(piece.tokens), piece.start, piece.slot, sent[pages], piece.exports)
+                for piece, first, pages in prefill
             ),
-            tables=[row[: len(pages)] for row, pages in zip(table, tables, strict=True)] if on_cpu else table,
-            lengths=lengths if on_cpu else sent[known],
+            tables=table,
+            lengths=length,
             waves=tuple(Wave(sent[rows], sent[slots]) for rows, slots in steps),
             logit_rows=sent[logit_rows],
         )

@@ -1,7 +1,7 @@
 """Host memory on the way to and from a device: two pinned buffers, one being filled while the other is copied.
 
 A copy out of pinned memory runs beside the processor, so a buffer is used again only when the event behind its last
-copy has passed. On a processor there is nothing to pin and nothing to wait for, and the same code copies the same bytes.
+copy has passed. Without a GPU there is nothing to pin and nothing to wait for, and the same code copies the same bytes.
 """
 
 from __future__ import annotations

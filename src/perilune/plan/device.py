@@ -49,4 +49,6 @@ def machine_of(device: DeviceProfile, memory: tuple[int, str] | None = None) -> 
         assert device.memory is not None, f"{device.name} has the memory of the host it is in"
         memory = (device.memory, f"{device.title}: {device.because['memory']}")
     bandwidth = device.measured_bandwidth or device.bandwidth
-    return Machine(*memory, bandwidth, rates[0] if rates else None, device.name, device.unified, device.target is not Target.CPU)
+    return Machine(
+        *memory, bandwidth, rates[0] if rates else None, device.name, device.unified, device.target is not Target.CPU
+    )

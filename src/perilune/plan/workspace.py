@@ -51,42 +51,42 @@ def workspace(spec: ModelSpec, step_tokens: int = STEP_TOKENS) -> Workspace:
 
 
 def gpu_workspace(spec: ModelSpec, step_tokens: int = STEP_TOKENS) -> Workspace:
-    """The same in a GPU's memory, which its driver's own share has left already."""
-    layers = [(_gpu_mixer(layer.mixer), _gpu_ffn(layer.ffn, spec.hidden)) for layer in spec.layers]
+    """The same in a GPU's memory, of which its driver has taken its own share already."""
+    blocks = [block for layer in spec.layers for block in (_gpu_mixer(layer.mixer), _gpu_ffn(layer.ffn, spec.hidden))]
     stream = 10 * spec.hidden  # two residual streams, a norm's output, a block's
-    per_token = stream + max(max(mixer.each, ffn) for mixer, ffn in layers)
-    fixed = max(mixer.fixed for mixer, _ in layers)
-    per_sequence = per_token + max(mixer.decoding for mixer, _ in layers) + 16 * spec.vocab
-    step = GPU_BYTES + fixed + step_tokens * per_token + 6 * GPU_ROWS * spec.vocab
+    prefill = step_tokens * stream + max(block.fixed + step_tokens * block.each for block in blocks)
+    per_sequence = stream + max(block.each + block.decoding for block in blocks) + 16 * spec.vocab
+    step = GPU_BYTES + prefill + 6 * GPU_ROWS * spec.vocab
     return Workspace(step + step // 10, per_sequence)
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """Bytes: whatever runs, per token of a step, and per sequence that decodes."""
+class _Block:
+    """Bytes alive at once in one block of a layer: whatever runs, per token, and per sequence that decodes."""
 
     fixed: int
     each: int
-    decoding: int
+    decoding: int = 0
 
 
-def _gpu_mixer(mixer: KdaSpec | MlaSpec) -> _Kept:
+def _gpu_mixer(mixer: KdaSpec | MlaSpec) -> _Block:
     """KDA: 30 H K for projections, convolved q, k, v, running decays (fp32), what the state meets and the output, and
     8 H C for three C x C matrices. MLA: queries, attention's sums in fp32 and in bf16; keys and values of a stretch;
     in decoding, sums of each split of the context over the latents, fp32."""
     if isinstance(mixer, KdaSpec):
-        return _Kept(0, 30 * mixer.width + 8 * mixer.heads * CHUNK, 0)
+        return _Block(0, 30 * mixer.width + 8 * mixer.heads * CHUNK)
     stretch = 2 * GPU_STRETCH * (mixer.cache_dim + mixer.heads * (mixer.nope_dim + mixer.v_dim))
     splits = 2 * GPU_UNITS * 16 * 4 * mixer.latent_rank  # programs of 16 heads each
     each = 4 * mixer.heads * mixer.qk_dim + 8 * mixer.heads * mixer.v_dim + 2 * mixer.cache_dim
-    return _Kept(max(stretch, splits), each, 8 * mixer.heads * mixer.cache_dim)
+    return _Block(max(stretch, splits), each, 8 * mixer.heads * mixer.cache_dim)
 
 
-def _gpu_ffn(ffn: DenseSpec | MoeSpec, hidden: int) -> int:
+def _gpu_ffn(ffn: DenseSpec | MoeSpec, hidden: int) -> _Block:
     """What goes between the two products, in bf16; of experts also each one's output, fp32, and the sum."""
     if isinstance(ffn, DenseSpec):
-        return 2 * ffn.width
-    return ffn.top_k * (4 * hidden + 2 * ffn.width + 24) + 8 * hidden + 4 * ffn.experts + 2 * ffn.shared_width
+        return _Block(0, 2 * ffn.width)
+    each = ffn.top_k * (4 * hidden + 2 * ffn.width + 24) + 8 * hidden + 4 * ffn.experts + 2 * ffn.shared_width
+    return _Block(0, each)
 
 
 def _mixer(mixer: KdaSpec | MlaSpec) -> int:

@@ -1,4 +1,4 @@
-"""What makes two launches one binary, as Triton decides it: types, alignments and ones of arguments, constants, options.
+"""What makes two launches one binary, as Triton decides it: types and alignments of arguments, ones, constants.
 
 The same answer whether a kernel is launched, recorded or interpreted, so that what a GPU would compile can be counted
 where there is none.
@@ -6,7 +6,7 @@ where there is none.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from triton.compiler import make_backend
@@ -20,20 +20,24 @@ Key = tuple[str, ...]
 
 def key(launch: Launch, arch: Arch) -> Key:
     """Equal for launches that run one binary."""
-    signature, constants, attributes = specialised(launch, arch)[1:]
-    return (launch.name, *map(str, (signature, constants, attributes, options(launch.tile))))
+    given, _, specialisation, _ = _bound(launch, arch)
+    return (launch.name, str(specialisation), str(given))
 
 
 def specialised(launch: Launch, arch: Arch) -> tuple[Any, dict[str, str], dict[Any, Any], dict[Any, Any]]:
     """(options, signature, constants, attributes) as Triton's own launcher derives them from the arguments."""
-    kernel, backend, bind = _binder(launch.kernel, arch)
-    given = {**launch.constants, **launch.tile.blocks, **options(launch.tile)}
-    bound, specialisation, extra = bind(*launch.args, **given)
-    packed = kernel._pack_args(backend, given, bound, specialisation, extra)
+    kernel, backend, _ = _binder(launch.kernel, arch)
+    packed = kernel._pack_args(backend, *_bound(launch, arch))
     return packed[0], packed[1], packed[2], packed[3]
 
 
-@lru_cache(maxsize=None)
+def _bound(launch: Launch, arch: Arch) -> tuple[dict[str, Any], Any, Any, Any]:
+    """(constants and options, arguments by name, type and alignment of each, options)."""
+    given = {**launch.constants, **launch.tile.blocks, **options(launch.tile)}
+    return (given, *_binder(launch.kernel, arch)[2](*launch.args, **given))
+
+
+@cache
 def _binder(kernel: Any, arch: Arch) -> tuple[Any, Any, Any]:
     """(kernel as the compiler takes it, backend, what binds arguments); of one that is interpreted too."""
     compiled = kernel if isinstance(kernel, JITFunction) else JITFunction(kernel.fn, **kernel.kwargs)

@@ -26,8 +26,8 @@ class Mark(Protocol):
 
 
 class Watch:
-    """Follows what one GPU is given to do. `each`: kernel by kernel, so that one that hangs is named; else step by step,
-    and the step's kernels are."""
+    """Follows what one GPU is given to do. `each`: kernel by kernel, so that one that hangs is named; else step by
+    step, and the step's kernels are."""
 
     def __init__(self, seconds: float, mark: Callable[[], Mark], each: bool = True) -> None:
         self.each = each
@@ -88,7 +88,7 @@ class Watch:
         return EngineDeadError(f"The GPU was running {running}.", why, fix)
 
     def _running(self) -> str:
-        """The first kernel whose mark was not passed; of a GPU that failed all marks say so, and then the first of all."""
+        """The first kernel whose mark was not passed. Of a GPU that failed, all marks say so."""
         for name, mark in zip(self._under_way, self._marks, strict=False):
             try:
                 if not mark.query():

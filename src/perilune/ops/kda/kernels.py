@@ -50,7 +50,7 @@ def conv_chunk(raw, window, weight, first, tokens, raw_row, channels, TAPS: tl.c
     return tl.where((first + token < tokens)[:, None], rounded(silu(total)), 0.0)
 
 
-@triton.jit(do_not_specialize=["tokens", "slot"])
+@triton.jit(do_not_specialize=["tokens", "slot"], do_not_specialize_on_alignment=["b"])  # b's rows are a few bytes
 def prepare(
     raw, f, b, conv, a_log, dt_bias, window, qkv, inverse, running, beta,
     tokens, slot, heads, raw_row, f_row, b_row, window_row,

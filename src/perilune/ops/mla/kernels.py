@@ -44,19 +44,19 @@ def store_latents(
     if part == 0:
         dims = tl.arange(0, R)
         row = kv + token * kv_row
-        inside = dims < rank
         place = tl.load(page_ids + token)
+        inside = dims < tl.where(place < 0, 0, rank)
+        real = pair < tl.where(place < 0, 0, half)
         page = pages + place * page_row + tl.load(offsets + token) * (rank + pe)
         x = wide(tl.load(row + dims, mask=inside, other=0.0))
         x = rounded(x * tl.rsqrt(tl.sum(x * x, axis=0) / rank + eps))
-        x = narrow(x * wide(tl.load(norm + dims, mask=inside, other=0.0)))
-        tl.store(page + dims, x, mask=inside & (place >= 0))
+        tl.store(page + dims, narrow(x * wide(tl.load(norm + dims, mask=inside, other=0.0))), mask=inside)
         key = row + rank + 2 * pair
         even, odd = tl.load(key, mask=real, other=0.0), tl.load(key + 1, mask=real, other=0.0)
         if ROTATED:
             even, odd = turned(even, odd, c, s)
-        tl.store(page + rank + 2 * pair, even, mask=real & (place >= 0))
-        tl.store(page + rank + 2 * pair + 1, odd, mask=real & (place >= 0))
+        tl.store(page + rank + 2 * pair, even, mask=real)
+        tl.store(page + rank + 2 * pair + 1, odd, mask=real)
     else:
         head = (part - 1) * BH + tl.arange(0, BH)
         known = (head < heads)[:, None] & real[None, :]
