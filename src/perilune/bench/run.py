@@ -24,6 +24,7 @@ from perilune.bench.load.http import Address
 from perilune.bench.load.prompts import build, warmups, words
 from perilune.bench.load.record import Ask, Record
 from perilune.bench.load.workers import ClientError, send
+from perilune.bench.measure.bootstrap import intervals
 from perilune.bench.measure.metrics import summary
 from perilune.bench.measure.steady import window
 from perilune.bench.measure.verdict import Verdict, builtins, failed, judge_run
@@ -162,6 +163,7 @@ def measure(
     entry |= {
         "model": goal.model,
         "ideal_hit_rate": planned.ideal_hit_rate,
+        "intervals": intervals(driven.records),
         "window": None if steady is None else vars(steady),
         "client": _client(driven, point) | ({} if alone is None else {"alone": msgspec.to_builtins(alone)}),
         "timeline": watcher.timeline(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import time
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ def send(
 ) -> Driven:
     """Sends a run and returns its log; see `drive`. Units of requests are dealt out in turn. Raises ClientError."""
     if processes == 1:
+        gc.collect()
         return run(drive(goal, asks, time.monotonic() + _LEAD, places=places, limit=limit))
     parts = [[ask for unit in units(asks)[k::processes] for ask in unit] for k in range(processes)]
     jobs = [
@@ -86,6 +88,7 @@ def _merged(jobs: list[bytes]) -> Driven:
 
 def _work(pipe: Connection, data: bytes) -> None:
     job = msgspec.msgpack.decode(data, type=_Job)
+    gc.collect()
     pipe.send_bytes(b"ready")
     origin = msgspec.msgpack.decode(pipe.recv_bytes(), type=float)
     driven = run(drive(job.goal, job.asks, origin, places=job.places, limit=job.limit, worker=job.worker))
