@@ -119,7 +119,7 @@ def _mla(gpu: Recorder, shape: Shape, form: str) -> None:
 
 
 def _sample(gpu: Recorder) -> None:
-    logits = meta(VOCAB, dtype=FP32)
-    sample.penalise(gpu, logits, meta(VOCAB, dtype=torch.bool), logits, repetition=1.1, presence=0.0, frequency=0.0)
-    sample.truncate(gpu, logits, top_k=20, top_p=0.9, min_p=0.05)
-    sample.draw(gpu, logits, 0.5)
+    row, rows, settings = meta(VOCAB, dtype=FP32), meta(FEW, VOCAB, dtype=FP32), meta(FEW, 4, dtype=torch.float64)
+    sample.penalise(gpu, row, meta(VOCAB, dtype=torch.bool), row, repetition=1.1, presence=0.0, frequency=0.0)
+    sample.truncate(gpu, rows, settings)
+    sample.draw(gpu, rows, settings)

@@ -17,6 +17,7 @@ from perilune.ops.linear.formats import Weight
 from perilune.ops.mla import triton as mla
 from perilune.ops.moe import triton as moe
 from perilune.ops.norm import triton as norm
+from perilune.ops.sample import triton as sample
 
 OPS: dict[str, Callable[..., Any]] = {
     "linear": linear.linear,
@@ -44,9 +45,9 @@ def open_gpu(device: torch.device) -> Gpu | str:
     return "tensors are on the CPU, and TRITON_INTERPRET is not set"
 
 
-def bound(gpu: Gpu) -> dict[str, Callable[..., Any]]:
-    """Every op, launching on `gpu`."""
-    return {name: partial(function, gpu) for name, function in OPS.items()}
+def bound(gpu: Gpu) -> dict[str, Any]:
+    """Every op as the table has it, launching on `gpu`."""
+    return {**{name: partial(function, gpu) for name, function in OPS.items()}, "sample": sample.sampling(gpu)}
 
 
 def refuses(op: str, weights: Sequence[Weight], kda_dim: int | None) -> str | None:
