@@ -55,7 +55,7 @@ def batches(rng: np.random.Generator, count: int = 40, size: int = 8) -> list[fl
 
 
 def test_an_interval_within_a_run_is_as_wide_as_its_batches_are_few() -> None:
-    """Drawn one by one, 320 requests of 40 batches look like 320 values, and their 95 % hold little over half the time."""
+    """Drawn one by one, 320 requests of 40 batches look like 320 values; their 95 % hold little over half the time."""
     rng = np.random.default_rng(4)
     runs = [batches(rng) for _ in range(150)]
     held = sum(low <= 10 <= high for low, high in (bootstrap(run, 0.5) for run in runs))

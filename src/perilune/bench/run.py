@@ -17,7 +17,7 @@ import msgspec
 
 from perilune import __version__
 from perilune.bench.evals.ask import score
-from perilune.bench.launch.child import started
+from perilune.bench.launch.child import Started, started
 from perilune.bench.load.client import Goal
 from perilune.bench.load.drive import Driven
 from perilune.bench.load.http import Address
@@ -30,12 +30,11 @@ from perilune.bench.measure.steady import window
 from perilune.bench.measure.verdict import Verdict, builtins, failed, judge_run
 from perilune.bench.plan.point import Point
 from perilune.bench.progress import Meter
-from perilune.bench.scrape import scrape
+from perilune.bench.scrape import HANDED_OVER, scrape
 from perilune.bench.selfcheck import SelfCheck
 from perilune.bench.spec.workload import Closed
 from perilune.bench.store import Entry, Store, without_secrets
 from perilune.bench.watch import Watcher
-from perilune.deploy.child import Running
 from perilune.deploy.failures import EngineFailedError
 from perilune.errors import ConfigError
 
@@ -113,12 +112,12 @@ def _on_server(
 
 
 def _reported(
-    point: Point, repeat: int, url: str, running: Running | None, meter: Meter, check: SelfCheck | None
+    point: Point, repeat: int, url: str, running: Started | None, meter: Meter, check: SelfCheck | None
 ) -> tuple[Entry, list[Record]]:
     began = time.time()
     meter.begin(f"{point.name} {point.label} #{repeat}")
     try:
-        entry, records = measure(point, repeat, url, None if running is None else running.process.pid, check)
+        entry, records = measure(point, repeat, url, () if running is None else running.groups, check)
     except (ConfigError, ClientError, httpx.HTTPError) as error:
         dead = running is not None and not running.alive
         reason = running.failure() if running is not None and dead else error
@@ -131,11 +130,11 @@ def _reported(
 
 
 def measure(
-    point: Point, repeat: int, url: str, group: int | None = None, check: SelfCheck | None = None
+    point: Point, repeat: int, url: str, groups: tuple[int, ...] = (), check: SelfCheck | None = None
 ) -> tuple[Entry, list[Record]]:
     """One run of one point against the server at `url`: warm-up, load, accuracy; nothing is stored.
 
-    `group` is the server's process group if it is ours: then its memory and this host's energy are watched.
+    `groups` are the server's process groups if it is ours: then its memory and this host's energy are watched.
 
     Raises ConfigError for a server that cannot be asked, ClientError if a client process dies.
     """
@@ -147,14 +146,14 @@ def measure(
     closed = point.load if isinstance(point.load, Closed) else None
     _warm_up(goal, [*warmups(point.workload, point.sweep.warmup, key, ratio), *planned.warm], closed)
     before = scrape(url, goal.headers)
-    with Watcher(url, goal.headers, group) as watcher:
+    with Watcher(url, goal.headers, groups) as watcher:
         driven = send(
             goal, planned.asks, places=None if closed is None else closed.conc,
             limit=None if isinstance(point.load, Closed) else point.load.max_open, processes=point.sweep.processes,
         )  # fmt: skip
     after = scrape(url, goal.headers)
     metrics = summary(driven.records, point.sweep.slo, point.server.devices, point.server.hardware.gpus > 0)
-    metrics |= _served(before, after) | _energy(watcher.joules(), metrics)
+    metrics |= _served(before, after) | _energy(watcher.joules(), metrics) | _by_role(point, metrics)
     steady = window(driven.records)
     alone = None if check is None else check.of(driven.records, point.sweep.processes)
     bound = None if alone is None else alone.bound
@@ -232,6 +231,7 @@ def _served(before: dict[str, float], after: dict[str, float]) -> dict[str, floa
         ("hit_rate", "perilune_cached_prompt_tokens_total", "perilune_prompt_tokens_total"),
         ("hit_rate", "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"),
         ("hit_rate", "sglang:cached_tokens_total", "sglang:prompt_tokens_total"),
+        ("handed_over", HANDED_OVER, "perilune_route_requests_total"),
         ("queue", "vllm:request_queue_time_seconds_sum", "vllm:request_queue_time_seconds_count"),
     ):
         if name not in found and whole in before and (asked := after.get(whole, 0.0) - before[whole]) > 0:
@@ -243,6 +243,15 @@ def _energy(joules: float | None, metrics: dict[str, float]) -> dict[str, float]
     if joules is None or not metrics.get("output_per_s"):
         return {}
     return {"joules": joules, "joules_per_token": joules / (metrics["output_per_s"] * metrics["duration"])}
+
+
+def _by_role(point: Point, metrics: dict[str, float]) -> dict[str, float]:
+    """What is read per GPU that reads, and written per GPU that writes."""
+    return {
+        f"{name}_{role}_gpu": metrics[name] / held
+        for name, role in (("input_per_s", "prefill"), ("output_per_s", "decode"))
+        if name in metrics and (held := point.server.held(role))
+    }
 
 
 def _client(driven: Driven, point: Point) -> dict[str, Any]:
@@ -268,7 +277,7 @@ def _entry(point: Point, repeat: int, verdict: Verdict, metrics: dict[str, float
         "metrics": metrics,
         "server": without_secrets(server.identity),
         "rules": [{"when": fired.when, "why": fired.why} for fired in server.fired],
-        "gpus": server.topology.gpus if server.hardware.gpus else 0,
+        "gpus": server.gpus,
         "workload": point.workload.model_dump(mode="json", exclude_defaults=True),
         "load": point.load.model_dump(mode="json"),
         "slo": point.sweep.slo.model_dump(exclude_none=True),

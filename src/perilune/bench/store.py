@@ -100,6 +100,8 @@ class Store:
 
 def without_secrets(identity: dict[str, Any]) -> dict[str, Any]:
     """A server's identity as it may be stored: values of flags and variables that name a key or token are left out."""
+    if "parts" in identity:
+        identity = {**identity, "parts": [without_secrets(part) for part in identity["parts"]]}
     words, hidden, hide = list(identity["argv"]), [], False
     for word in words:
         flag, sign, _ = word.partition("=")

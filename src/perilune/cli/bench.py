@@ -40,10 +40,9 @@ def plan(file: File, sweep: Sweep = None, fact: Facts = None, as_json: Json = Fa
         return
     table = Table("fingerprint", "sweep", "point", "GPUs", "requests", "rules", box=None)
     for point in points:
-        gpus = point.server.topology.gpus if point.server.hardware.gpus else 0
         count = describe.requests_of(point)
         table.add_row(
-            point.fingerprint, point.name, point.label, str(gpus), "trace" if count is None else str(count),
+            point.fingerprint, point.name, point.label, str(point.server.gpus), str(count or "trace"),
             str(len(point.server.fired)),
         )  # fmt: skip
     Console(width=None if typer.get_text_stream("stdout").isatty() else 200).print(table)

@@ -1,4 +1,4 @@
-"""Intervals within one run. Requests of one batch are alike, so neighbours are drawn together: a circular block bootstrap.
+"""Intervals within one run. Requests of one batch are alike, so neighbours are drawn together: a block bootstrap.
 
 It says how well this run knows its own quantiles. How runs differ, only repeats can tell (statistics.py).
 """
