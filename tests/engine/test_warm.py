@@ -1,4 +1,4 @@
-"""After the warm-up no launch asks for a kernel that is not ready: proved without a GPU, by what Triton would compile."""
+"""After the warm-up no launch asks for a kernel that is not ready: by what Triton would compile, without a GPU."""
 
 from __future__ import annotations
 

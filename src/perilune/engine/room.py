@@ -40,10 +40,10 @@ def fitting(config: EngineConfig, checkpoint: Checkpoint, plan: EnginePlan, free
     )
     if need > free:
         spare = free - weights - work
-        fix = f"cache_bytes up to {format_bytes(spare)} would fit" if spare > 0 else "the weights alone do not fit"
+        fix = f"A cache of {format_bytes(spare)} would fit" if spare > 0 else "The weights alone do not fit"
         raise ConfigError(
             f"The engine needs {format_bytes(need)} ({parts}); {format_bytes(free)} are {source}.",
-            f"{fix[0].upper()}{fix[1:]}.",
+            f"{fix}.",
             "Lower max_context or max_running, set cache_bytes, or share the model with tp; see `perilune plan`.",
         )
     return f"{format_bytes(need)} of {format_bytes(free)} {source}: {parts}"

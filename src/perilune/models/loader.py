@@ -118,10 +118,8 @@ def load_weights(
         for copy in _copies(entry, memory[entry.name], checkpoint):
             by_file[copy.stored.file].append(copy)
     done, total = 0, sum(copy.stored.nbytes for copies in by_file.values() for copy in copies)
-    threads, staging = torch.get_num_threads(), SimpleQueue[Staging]()
-    if device.type != "cpu":
-        for _ in range(threads):
-            staging.put(Staging(device))
+    threads = torch.get_num_threads()
+    staging = None if device.type == "cpu" else _buffers(device, threads)
     with ThreadPoolExecutor(threads, "load") as pool:
         for file in sorted(by_file):
             for copied in _read_shard(file, by_file[file], pool, staging):
@@ -171,7 +169,15 @@ def _copies(entry: Held, memory: dict[str, Tensor], checkpoint: Checkpoint) -> I
             yield _Copy(checkpoint.stored[form.shape_name], "shape", form, None)
 
 
-def _read_shard(file: Path, copies: list[_Copy], pool: Executor, staging: SimpleQueue[Staging]) -> Iterator[int]:
+def _buffers(device: torch.device, threads: int) -> SimpleQueue[Staging]:
+    """What a tensor passes through on its way to a device; a set per thread."""
+    staging = SimpleQueue[Staging]()
+    for _ in range(threads):
+        staging.put(Staging(device))
+    return staging
+
+
+def _read_shard(file: Path, copies: list[_Copy], pool: Executor, staging: SimpleQueue[Staging] | None) -> Iterator[int]:
     """Do the copies out of one file; yields the stored bytes of each."""
     with Shard(file) as shard:
         copies = sorted(copies, key=lambda copy: copy.stored.offset)
@@ -189,10 +195,10 @@ def _read_shard(file: Path, copies: list[_Copy], pool: Executor, staging: Simple
         yield from pool.map(partial(_fill, shard, staging), [copy for copy in copies if copy.is_plain])
 
 
-def _fill(shard: Shard, staging: SimpleQueue[Staging], copy: _Copy) -> int:
+def _fill(shard: Shard, staging: SimpleQueue[Staging] | None, copy: _Copy) -> int:
     assert copy.target is not None
     offset = copy.stored.offset + copy.rows.start * copy.columns * copy.target.itemsize
-    if copy.target.device.type == "cpu":
+    if staging is None:
         shard.fill(copy.target, offset)
         return copy.stored.nbytes
     buffers = staging.get()
