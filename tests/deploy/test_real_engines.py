@@ -1,8 +1,9 @@
 """Other engines for real, where they are installed: `perilune serve` starts them, `perilune smoke` asks, directly
 and through `perilune route`, a signal ends.
 
-PERILUNE_VLLM=/venv/bin/vllm; PERILUNE_GGUF=FILE with PERILUNE_LLAMA_SERVER=/path/llama-server or
-PERILUNE_LLAMA_CPP_PYTHON="/venv/bin/python -m llama_cpp.server". Minutes: -m slow.
+PERILUNE_VLLM=/venv/bin/vllm; PERILUNE_LLAMA_SERVER=/path/llama-server;
+PERILUNE_LLAMA_CPP_PYTHON="/venv/bin/python -m llama_cpp.server". These two serve a tiny dense model, or PERILUNE_GGUF,
+which must have a vocabulary. Minutes: -m slow.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tiny_gguf import write_tiny
 
 pytestmark = pytest.mark.slow
 RUN = (sys.executable, "-c", "from perilune.cli.app import main; main()")
@@ -106,7 +108,26 @@ def test_vllm(tmp_path: Path) -> None:
     ],
 )
 def test_llama_cpp(engine: str, variable: str, last: str, tmp_path: Path) -> None:
-    program, gguf = need(variable, "PERILUNE_GGUF")
-    said = served(gguf, engine, program, tmp_path / "log")
+    (program,) = need(variable)
+    said = served(
+        os.environ.get("PERILUNE_GGUF") or write_tiny(tmp_path / "tiny.gguf"), engine, program, tmp_path / "log"
+    )
     assert "ok  chat/completions" in said
     assert last in said
+
+
+def test_a_gguf_without_a_vocabulary_is_told_as_that(tmp_path: Path) -> None:
+    (program,) = need("PERILUNE_LLAMA_SERVER")
+    gguf, port = write_tiny(tmp_path / "tiny.gguf", vocabulary=False), free_port()
+    words = ["serve", str(gguf), "--engine", "llama.cpp", "--target", "cpu", "--port", port, "--max-context", "512"]
+    child = subprocess.Popen(
+        [*RUN, *words, "--engine-program", program, "--engine-log", str(tmp_path / "log")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout is not None
+    assert any(line.startswith("serving") for line in child.stdout), (tmp_path / "log").read_text()[-2000:]
+    assert "broke" in smoke(f"http://127.0.0.1:{port}")
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert "ended by SIGABRT" in said
+    assert "no vocabulary" in said
