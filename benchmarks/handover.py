@@ -3,8 +3,8 @@
     python benchmarks/handover.py MODEL [--tokens 4096] [--transport local] [--repeats 3] [--moves N] [--dtype auto]
 
 Prints time to first token from one engine alone, handed over whole, and streamed; how much of the latents had arrived
-before the prompt was finished; and what the decode engine's other request does meanwhile. With `--moves` only how long it
-takes to move the cache of one prompt, N times, which the prefill engine reads once.
+before the prompt was finished; and what the decode engine's other request does meanwhile. With `--moves` only how long
+it takes to move the cache of one prompt, N times, which the prefill engine reads once.
 """
 
 from __future__ import annotations

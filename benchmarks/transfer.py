@@ -129,14 +129,15 @@ def measure(transport: str, tokens: int, repeat: int) -> Row:
 
 
 def raw(engine: Engine, name: str, address: bytes, nbytes: int) -> float:
-    """Seconds for the same bytes over a transport of its own, connected before: one piece of either pool, each byte once,
-    since what is read twice comes out of a processor's cache."""
+    """Seconds for the same bytes over a transport of its own, connected before: one piece of either pool, each byte
+    once, since what is read twice comes out of a processor's cache."""
     transport = engine.made_by[name](engine.memory)
     try:
         peer = transport.connect(address)
         latents = min(nbytes, engine.memory.sizes[0])
-        pieces = [Runs(np.array([start]), np.array([start]), np.array([size])) for start, size in _pools(latents, nbytes)]
-        batches = [batch for runs in pieces for batch in runs.batches(transport.batch_bytes)]
+        pieces = ((0, latents), (1 << POOL_SHIFT, nbytes - latents))  # pages from the first, then a slot
+        whole = [Runs(np.array([start]), np.array([start]), np.array([size])) for start, size in pieces if size]
+        batches = [batch for runs in whole for batch in runs.batches(transport.batch_bytes)]
         warm = transport.read(peer, Runs(np.array([0]), np.array([0]), np.array([4096])))
         while not warm.over:
             transport.poll(0.001)
@@ -150,12 +151,6 @@ def raw(engine: Engine, name: str, address: bytes, nbytes: int) -> float:
         return time.perf_counter() - started
     finally:
         transport.close()
-
-
-def _pools(latents: int, nbytes: int) -> list[tuple[int, int]]:
-    """(address, bytes) from the beginning of the pages, then of the slots."""
-    pieces = [(0, latents), (1 << POOL_SHIFT, nbytes - latents)]
-    return [piece for piece in pieces if piece[1]]
 
 
 def plan_seconds(tokens: int, page_tokens: int) -> float:

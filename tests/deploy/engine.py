@@ -16,7 +16,7 @@ SAYS = {
     "flag": "vllm: error: unrecognized arguments: --swap-space 4",
     "port": "OSError: [Errno 98] Address already in use",
     "files": "RuntimeError: hipMemCreate: out of memory (Too many open files)",
-    "vocabulary": "src/llama-vocab.cpp:3422: GGML_ASSERT(tokenizer && \"Tokenizer not initialized.\") failed",
+    "vocabulary": 'src/llama-vocab.cpp:3422: GGML_ASSERT(tokenizer && "Tokenizer not initialized.") failed',
     "assertion": "ggml.c:42: GGML_ASSERT(a->ne[0] == b->ne[0]) failed",
     "fault": "Memory access fault by GPU node-1 on address 0x7f. Reason: Page not present or supervisor privilege.",
 }

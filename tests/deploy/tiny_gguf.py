@@ -50,8 +50,8 @@ _SIZES = {
 
 def _tensors(vocabulary: int) -> dict[str, tuple[int, ...]]:
     """Shapes by name, the innermost dimension first."""
-    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (_WIDTH, vocabulary), "output.weight": (_WIDTH, vocabulary)}
-    shapes["output_norm.weight"] = (_WIDTH,)
+    shapes: dict[str, tuple[int, ...]] = {"output_norm.weight": (_WIDTH,)}
+    shapes |= dict.fromkeys(("token_embd.weight", "output.weight"), (_WIDTH, vocabulary))
     for layer in range(_LAYERS):
         for part in ("attn_norm", "ffn_norm"):
             shapes[f"blk.{layer}.{part}.weight"] = (_WIDTH,)

@@ -1,7 +1,7 @@
 """Engines of different degrees of tensor parallelism: rank processes on either side, bytes resharded on the way.
 
-The oracle is one engine of the decode side's degree into which the prefill side's cache is put by other means, after which
-it goes on by itself: what a hand-over says must be that, bit for bit.
+The oracle is one engine of the decode side's degree into which the prefill side's cache is put by other means, after
+which it goes on by itself: what a hand-over says must be that, bit for bit.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def whole_state(core: EngineCore, slot: int) -> dict[str, torch.Tensor]:
 
 
 def resharded(whole: dict[str, torch.Tensor], core: EngineCore) -> bytearray:
-    """One slot as `core` keeps it, of states and windows with all heads. Written without the transfer's own arithmetic."""
+    """One slot as `core` keeps it, from states and windows with all heads; not by the transfer's own arithmetic."""
     geometry, rows = CacheGeometry.of(core.spec, core.plan.dtype, core.config.tp), []
     for rank in range(core.config.tp):
         one = CacheArenas(geometry, core.plan.cache)

@@ -61,8 +61,8 @@ class Wanted:
 
 @dataclass
 class _Source:
-    """One prefill engine, by its control address. `met` is the incarnation that the ranks know; `answer_by` is set while
-    it owes an answer to who it is: one that stays silent until then is as good as dead.
+    """One prefill engine, by its control address. `met` is the incarnation that the ranks know; `answer_by` is set
+    while it owes an answer to who it is: one that stays silent until then is as good as dead.
     """
 
     socket: zmq.Socket[bytes]

@@ -85,19 +85,16 @@ def _facts(plan: Plan) -> Table:
     ):
         if tokens is not None:
             rows.append((name, f"{tokens} tokens" if tokens > 1 else "1 token", plan.because[key]))
-    if alone := plan.alone.decode_tokens_per_second:
-        rows.append(("decode, empty", f"{alone:.3g} tok/s", f"{plan.alone.because['decode_tokens_per_second']}, at most"))
-    if plan.alone.expected_decode is not None:
-        reason = plan.alone.because["expected_decode"]
-        rows.append(("decode, empty, likely", _span(plan.alone.expected_decode), reason))
-    for name, rate, key, expected in (
-        ("decode", speed.decode_tokens_per_second, "decode", speed.expected_decode),
-        ("prefill", speed.prefill_tokens_per_second, "prefill", speed.expected_prefill),
+    alone = plan.alone
+    for name, rate, expected, key, because in (
+        ("one, empty", alone.decode_tokens_per_second, alone.expected_decode, "decode", alone.because),
+        ("decode", speed.decode_tokens_per_second, speed.expected_decode, "decode", speed.because),
+        ("prefill", speed.prefill_tokens_per_second, speed.expected_prefill, "prefill", speed.because),
     ):
         if rate is not None:
-            rows.append((f"{name} at most", f"{rate:.3g} tok/s", speed.because[f"{key}_tokens_per_second"]))
+            rows.append((f"{name}, at most", f"{rate:.3g} tok/s", because[f"{key}_tokens_per_second"]))
         if expected is not None:
-            rows.append((f"{name}, likely", _span(expected), speed.because[f"expected_{key}"]))
+            rows.append((f"{name}, likely", _span(expected), because[f"expected_{key}"]))
     table = _table()
     for row in rows:
         table.add_row(*row)
