@@ -21,7 +21,7 @@ from perilune.engine.limits import Limits
 from perilune.engine.messages import Submit, TokenEvent, WireError
 from perilune.engine.ranked import open_runner
 from perilune.engine.request import Borrow, FinishReason, Lend, TokenLogprobs
-from perilune.engine.sampler import Constraint, Sampler
+from perilune.engine.sampler import Constraint, Sampler, sample_rows
 from perilune.engine.scheduler import Scheduler, Sequence, Step, Work
 from perilune.engine.scores import PromptScores
 from perilune.engine.status import RouterStatus
@@ -285,8 +285,17 @@ class EngineCore:
         if self.handover is not None:
             self.handover.progress(work.sequence for work in step.work)
         sampling = [work.sequence for work in step.work if work.samples]
-        events = [self._advance(sequence, row) for sequence, row in zip(sampling, logits, strict=True)]
+        tokens = self._sample(sampling, logits)
+        events = [self._advance(sequence, token) for sequence, token in zip(sampling, tokens, strict=True)]
         return [event for event in events if event is not None]
+
+    def _sample(self, sequences: list[Sequence], logits: Tensor) -> list[TokenLogprobs | Exception | None]:
+        """The next token of each sequence from logits [n, vocab]; None for one that wants no token."""
+        active = [self._active[sequence.id] for sequence in sequences]
+        wanting = [i for i, one in enumerate(active) if one.max_new]
+        ops = self.runner.selection.ops.sample
+        tokens = iter(sample_rows([active[i].sampler for i in wanting], [logits[i] for i in wanting], ops))
+        return [next(tokens) if one.max_new else None for one in active]
 
     def _read(self, step: Step, pieces: list[Piece], rows: Tensor) -> Tensor:
         """Logits [n, vocab] of those who sample; on the way, what others want to know of their prompts' rows."""
@@ -322,18 +331,14 @@ class EngineCore:
             work.exports,
         )
 
-    def _advance(self, sequence: Sequence, logits: Tensor) -> TokenEvent | None:
-        """Sample the next token of one sequence from logits [V], and end it if it is done or cannot be sampled."""
+    def _advance(self, sequence: Sequence, token: TokenLogprobs | Exception | None) -> TokenEvent | None:
+        """One sequence has its next token: end it if it is done, or if none could be sampled."""
         active = self._active[sequence.id]
-        token = None
-        if active.max_new:
-            try:
-                token = active.sampler.sample(logits)
-            except Exception as error:
-                log.exception("no token could be sampled")
-                return self._fail(sequence, error)
-            if self.handover is not None and isinstance(active.request.handover, Lend):
-                return self._lend(self.handover, active, token)
+        if isinstance(token, Exception):
+            log.error("no token could be sampled", exc_info=token)
+            return self._fail(sequence, token)
+        if token is not None and self.handover is not None and isinstance(active.request.handover, Lend):
+            return self._lend(self.handover, active, token)
         return self._extend(active, token)
 
     def _lend(self, handover: Handover, active: _Active, token: TokenLogprobs) -> TokenEvent | None:

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from perilune.cache.geometry import PAGE_TOKENS as PAGE
 
@@ -55,15 +56,6 @@ class PrefillPiece:
 
 
 @dataclass(frozen=True)
-class DecodeRow:
-    """One decode token: the first `length` tokens of its sequence, itself included, are its context."""
-
-    row: int
-    length: int
-    pages: Tensor
-
-
-@dataclass(frozen=True)
 class Wave:
     """Decode rows of distinct sequences that may advance together: `rows` and `slots` [n] int64."""
 
@@ -75,6 +67,8 @@ class Wave:
 class Batch:
     """`tokens`, `positions`, `page_ids`, `offsets` are [T] int64; prefill rows come first, decode rows after.
 
+    The context of decode row i is the first `lengths[i]` tokens of the pages in `tables[i]`, itself included: a table
+    and an int each, or on a device one tensor [n, most pages] and one [n] int64, so that no layer has to send them.
     `logit_rows` [n]: the rows whose logits are wanted, in the order of the pieces given to `build`.
     """
 
@@ -83,23 +77,29 @@ class Batch:
     page_ids: Tensor
     offsets: Tensor
     prefill: tuple[PrefillPiece, ...]
-    decode: tuple[DecodeRow, ...]
+    tables: Sequence[Tensor] | Tensor
+    lengths: Sequence[int] | Tensor
     waves: tuple[Wave, ...]
     logit_rows: Tensor
 
     @property
     def decode_start(self) -> int:
-        return self.tokens.shape[0] - len(self.decode)
+        return self.tokens.shape[0] - len(self.lengths)
 
     @staticmethod
     def build(pieces: Sequence[Piece], device: torch.device | None = None) -> Batch:
         """Pack `pieces`; prefill pieces first. Two pieces may not share a slot."""
+
+        def ints(values: Sequence[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int64, device=device)
+
         ordered = sorted(range(len(pieces)), key=lambda i: pieces[i].mode == "decode")
         tokens: list[int] = []
         positions: list[int] = []
         page_ids: list[int] = []
         prefill: list[PrefillPiece] = []
-        decode: list[DecodeRow] = []
+        tables: list[Tensor] = []
+        lengths: list[int] = []
         waves: dict[int, list[tuple[int, int]]] = {}
         wanted: dict[int, list[int]] = {}
         for index in ordered:
@@ -109,27 +109,27 @@ class Batch:
             tokens.extend(piece.tokens)
             positions.extend(where)
             page_ids.extend(piece.pages[p // PAGE] for p in where)
-            table = torch.tensor(piece.pages, dtype=torch.int64, device=device)
             if piece.mode == "prefill":
                 assert piece.start % PAGE == 0, "a prefill piece starts on a chunk boundary"
                 assert all(after % PAGE == 0 and 0 < after <= count for after, _ in piece.exports)
-                prefill.append(PrefillPiece(offset, count, piece.start, piece.slot, table, piece.exports))
+                prefill.append(PrefillPiece(offset, count, piece.start, piece.slot, ints(piece.pages), piece.exports))
             else:
+                table = torch.tensor(piece.pages, dtype=torch.int64)
                 for i, position in enumerate(where):
-                    decode.append(DecodeRow(offset + i, position + 1, table))
+                    tables.append(table)
+                    lengths.append(position + 1)
                     waves.setdefault(i, []).append((offset + i, piece.slot))
             wanted[index] = list(range(offset + count - piece.logit_count, offset + count))
 
-        def ints(values: Sequence[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.int64, device=device)
-
+        on_device = device is not None and device.type != "cpu"
         return Batch(
             tokens=ints(tokens),
             positions=ints(positions),
             page_ids=ints(page_ids),
             offsets=ints([p % PAGE for p in positions]),
             prefill=tuple(prefill),
-            decode=tuple(decode),
+            tables=pad_sequence(tables, batch_first=True).to(device) if on_device and tables else tables,
+            lengths=ints(lengths) if on_device else lengths,
             waves=tuple(
                 Wave(ints([row for row, _ in wave]), ints([slot for _, slot in wave])) for wave in waves.values()
             ),

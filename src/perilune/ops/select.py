@@ -40,6 +40,7 @@ OPS = {
     "mla_store": "normed latents and rotated keys into pages",
     "mla_prefill": "multi-head latent attention, expanded",
     "mla_decode": "multi-head latent attention, absorbed, over pages",
+    "sample": "penalties, truncation, draws",
 }
 CPU_DEVICE = torch.device("cpu")
 CPU: dict[str, Callable[..., Any]] = {
@@ -110,7 +111,8 @@ def choose(needs: Needs, kernels: str = "auto") -> Selection:
         native = trusted() if needs.dtype == BF16 else Native.load()
     if isinstance(native, str) and kernels != "reference" and needs.dtype == BF16:
         log.warning("Every op runs on its slow reference: %s.", native)
-    choices, chosen = [], {}
+    choices: list[Choice] = []
+    chosen: dict[str, Any] = {}
     for op, what in OPS.items():
         reason = _supports(op, needs, native)
         refused = [("triton", "tensors are on the CPU")]

@@ -178,7 +178,10 @@ def intra(
 
 @triton.jit(do_not_specialize=["tokens"])
 def invert(system, beta, solve, tokens, heads):
-    """Chunk i of head h: solve = (I + A)^-1 diag(beta) bf16 from system = A fp32, [chunks, H, C, C].
+    """Chunk i of head h: solve = (I + A)^-1 diag(beta) from system = A fp32, [chunks, H, C, C].
+
+    solve [2, chunks, H, C, C] holds bf16 values and what they leave of fp32, in bf16 again: where keys repeat, one
+    rounding would put all tokens of a chunk off the same way.
 
     By forward substitution in fp32: row i of the inverse is e_i - a_i (the rows before). A series in powers of A would
     be all matrix products, but its terms grow like binomials where keys repeat.
@@ -193,7 +196,11 @@ def invert(system, beta, solve, tokens, heads):
         inverted = tl.where(token[:, None] == i, row[None, :], inverted)
     share = beta + chunk.to(tl.int64) * (C * heads) + head + token * heads
     share = tl.load(share, mask=token + chunk * C < tokens, other=0.0)
-    tl.store(solve + place + token[:, None] * C + token[None, :], narrow(inverted * share[None, :]))
+    inverted *= share[None, :]
+    high = narrow(inverted)
+    solve += place + token[:, None] * C + token[None, :]
+    tl.store(solve, high)
+    tl.store(solve + tl.num_programs(0).to(tl.int64) * (heads * C * C), narrow(inverted - wide(high)))
 
 
 @triton.jit(do_not_specialize=["tokens", "slot"])
@@ -218,6 +225,7 @@ def chunks(
     count = (tokens + C - 1) // C
     step = heads * K
     size = count.to(tl.int64) * (C * step)
+    rest = count.to(tl.int64) * (heads * C * C)
     in_row = head * K + (token[:, None] * step + dims[None, :])
     in_value = head * K + (token[:, None] * step + values[None, :])
     in_chunk = head * (C * C) + (token[:, None] * C + token[None, :])
@@ -232,7 +240,9 @@ def chunks(
         k = tl.load(scaled + size + H + in_row, mask=more[None, :], other=0.0)
         read = dot_halves(k, high, read)
         v = wide(tl.load(v_at + in_value, mask=inside, other=0.0))
-        r = dot_halves(tl.load(solve + in_chunk), v - read, tl.zeros((C, BV), tl.float32))
+        v -= read
+        r = dot(tl.load(solve + rest + in_chunk), narrow(v), tl.zeros((C, BV), tl.float32))
+        r = dot_halves(tl.load(solve + in_chunk), v, r)
         o = dot(tl.load(scaled + in_row), narrow(low), tl.zeros((C, BV), tl.float32))
         o = dot(tl.load(scaled + H + in_row, mask=more[None, :], other=0.0), narrow(high), o)
         o = dot(tl.load(mix + in_chunk), narrow(r), o)
