@@ -34,8 +34,9 @@ class Plan:
     `context` tokens; 0 where nothing fits. The prefix cache has `snapshot_slots` rows of `slot_bytes` beside the
     running ones, counted in `cache_bytes`; `max_snapshots` is how many would fit in all. `snapshot_break_even_tokens`
     is the prompt whose latents take as many bytes as one snapshot, `snapshot_copy_tokens` the prompt that is
-    computed while one snapshot is copied (None without rates): reuse pays from there. `because` holds one short reason
-    per number, by field name.
+    computed while one snapshot is copied (None without rates): reuse pays from there. `roofline` is at the full context
+    of all sequences, `alone` of one sequence whose context is empty. `because` holds one short reason per number, by
+    field name.
     """
 
     architecture: str
@@ -66,6 +67,7 @@ class Plan:
     max_concurrency: int
     fits: bool
     roofline: Roofline
+    alone: Roofline
     because: dict[str, str]
     tp: int = 1
     rank_weights_bytes: tuple[int, ...] = ()
@@ -115,10 +117,13 @@ def plan_model(
     fits = need <= memory
     # a rank's traffic is that of a model of its size; experts shared whole are as many bytes as shared by width
     read = replace(narrow(spec, Share(tp, share.rank)), vocab=len(share.of(spec.vocab)))
-    speed = roofline(
-        read, geometry, weights_bytes,
-        depth=context, concurrency=concurrency, bandwidth=machine.bandwidth, compute=machine.compute,
-        weight_bits=weight_bits, efficiency=efficiency(machine.name, spec),
+    speed, alone = (
+        roofline(
+            read, geometry, weights_bytes,
+            depth=depth, concurrency=together, bandwidth=machine.bandwidth, compute=machine.compute,
+            weight_bits=weight_bits, efficiency=efficiency(machine.name, spec),
+        )
+        for depth, together in ((context, concurrency), (0, 1))
     )  # fmt: skip
     spare = max(0, memory - need) // cache.slot_bytes if cache.slot_bytes else 0
     because = {
@@ -166,6 +171,7 @@ def plan_model(
         max_concurrency=crowd,
         fits=fits,
         roofline=speed,
+        alone=alone,
         because=because,
         tp=tp,
         rank_weights_bytes=each,
