@@ -68,7 +68,7 @@ def _staged(stages: int, *names: str) -> dict[str, Tile]:
 
 
 ARCH_TILES: dict[str, dict[str, Tile]] = {
-    "gfx1151": {},
+    "gfx1151": {"mla_heads:int4": _tile(4, 1, BM=16, BN=64, BK=32)},
     "gfx942": {**_staged(2, *_PRODUCTS), "linear_few:fp8": DEFAULTS["linear_few"]},
     "gfx950": {**_staged(2, *_PRODUCTS), "linear_few:mxfp4": DEFAULTS["linear_few"]},
     # copies to shared memory run beside the products, and shared memory is plentiful
