@@ -1,6 +1,6 @@
 // Activations as rows of words, and panels of them: what a tile of weights is multiplied with.
 //
-// For weights of 4 or 8 bits a row is rounded to int8 per 32 inputs (the largest value becomes 102 to 127, so that the
+// For weights of 4 or 8 bits a row is rounded to int8 per 32 inputs (the largest value becomes 113 to 127, so that the
 // scale has few digits: scales.h), an error of about 0.6 % of its length. 32 inputs are ten words: eight of four bytes,
 // the scale, and where the sum of products starts. Weights are unsigned codes there, w = scale * (code - zero), so it starts at -zero * (sum of the bytes), and
 // is exact. What experts multiply with `down` varies too much for that, so it has a second plane of bytes: what the
@@ -60,7 +60,7 @@ inline void quantise_run(const float* x, int32_t zero, word* to) {
   }
   const float most = largest(top);
   const bool any = !(most <= 1e-33f);  // a NaN stays in sight
-  const float step = any ? scale_above(most / 127.0f) : 1.0f, inverse = any ? 1.0f / step : 0.0f;
+  const float step = any ? scale_above(most * (1 / 127.0f)) : 1.0f, inverse = any ? 1.0f / step : 0.0f;
   int8_t bytes[kPlanes][kRun];
   for (int i = 0; i < kRun; i += kLanes) {
     const vf value = load(x + i) * inverse;

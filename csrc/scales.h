@@ -1,7 +1,7 @@
 // Scales of runs, and their products with the scales of weights.
 //
 // Next to eight products of bytes a multiplication of floats is dear: it takes the same ports. So a run's scale is one of
-// (1 + k/4) 2^e. Where there is an instruction that scales by a power of two on other ports, a tile makes the four
+// (1 + k/8) 2^e. Where there is an instruction that scales by a power of two on other ports, a tile makes the eight
 // multiples of its weights' scales once per run, and each of its rows shifts one of them. Both ways give the same bits:
 // scales of weights have few digits, so nothing is rounded.
 #pragma once
@@ -11,8 +11,8 @@ namespace perilune {
 namespace PERILUNE_VARIANT {
 namespace {
 
-constexpr int kLevels = 4;
-constexpr int kLevelShift = 21;  // of an fp32's bits: what is left are two digits behind the first
+constexpr int kLevels = 8;
+constexpr int kLevelShift = 20;  // of an fp32's bits: what is left are three digits behind the first
 
 // The next scale that is not below x > 0; x * 2^-8 is not subnormal.
 inline float scale_above(float x) {
@@ -44,7 +44,7 @@ struct Scaled {
   vf one;
   explicit Scaled(vf one) : one(one) {}
   vf times(const word* p) const {
-    alignas(64) static constexpr float level[kLevels] = {1, 1.25f, 1.5f, 1.75f};
+    alignas(32) static constexpr float level[kLevels] = {1, 1.125f, 1.25f, 1.375f, 1.5f, 1.625f, 1.75f, 1.875f};
     return times_power(one * level[*p / 64 % kLevels], p);
   }
 };
@@ -52,10 +52,10 @@ template <>
 struct Scaled<true> {
   alignas(64) float level[kLevels][kLanes];
   explicit Scaled(vf one) {
-    for (int k = 0; k < kLevels; k++) store(level[k], one * (1 + 0.25f * float(k)));
+    for (int k = 0; k < kLevels; k++) store(level[k], one * (1 + 0.125f * float(k)));
   }
   vf times(const word* p) const {
-    return times_power(load((const float*)((const char*)level + *(const uint8_t*)p)), p);
+    return times_power(load((const float*)((const char*)level + *p % (64 * kLevels))), p);
   }
 };
 #else
