@@ -182,3 +182,42 @@ def test_what_a_recipe_of_deploy_refuses_a_sweep_cannot_ask_for(right: str, wron
     with pytest.raises(ConfigError) as caught:
         expand(parse_sweeps(DEPLOYED.replace(right, wrong)))
     assert says in str(caught.value)
+
+
+SPLIT = """\
+recipes:
+  pair:
+    model: builtin
+    argv: {max-running: 4, tp: "{tp}"}
+    env: {A: 1}
+    split: {prefill: {count: 2, tp: 2, argv: {prefill-chunk: 256}}, decode: {env: {A: 2}}, router: {remote-from: 0}}
+sweeps:
+  s:
+    recipe: pair
+    hardware: {name: box, gpus: 8}
+    workload: {kind: random, input: 64, output: 8}
+    load: {kind: closed}
+    axes: {tp: 4}
+"""
+
+
+def test_a_split_server_is_its_engines_by_role_and_a_router_before_them() -> None:
+    (point,) = expand(parse_sweeps(SPLIT))
+    server = point.server
+    assert server.argv == ("perilune", "route", "--remote-from", "0")
+    assert [(part.role, part.gpus, part.env["A"]) for part in server.parts] == [
+        ("prefill", 2, "1"), ("prefill", 2, "1"), ("decode", 4, "2"),
+    ]  # fmt: skip
+    first, last = " ".join(server.parts[0].argv), " ".join(server.parts[-1].argv)
+    assert first == "perilune serve builtin --role prefill --max-running 4 --tp 2 --prefill-chunk 256"
+    assert last == "perilune serve builtin --role decode --max-running 4 --tp 4"
+    assert (server.devices, server.held("prefill"), server.held("decode")) == (8, 4, 4)
+    assert "prefill  A=1 perilune serve" in "\n".join(describe.explain(point))
+    other = expand(parse_sweeps(SPLIT.replace("count: 2", "count: 1")))[0]
+    assert other.server.fingerprint != server.fingerprint
+    json.dumps(describe.as_json(point))
+
+
+def test_only_perilune_is_split() -> None:
+    with pytest.raises(ConfigError, match="no other engine"):
+        parse_sweeps(SPLIT.replace("model: builtin", "model: builtin\n    engine: vllm"))

@@ -137,6 +137,43 @@ def test_a_server_that_does_not_start_says_why_and_leaves_nothing(
     assert Store(tmp_path / "r").done() == set()
 
 
+PAIR = """\
+recipes:
+  pair:
+    model: builtin
+    argv: {max-running: 4, max-context: 1024, threads: 1, pd-transports: "local,tcp"}
+    ready_s: 100
+    split: {router: {remote-from: 64, disturbance: 1000}}
+sweeps:
+  s:
+    recipe: pair
+    workload: {kind: random, input: 200, output: 4, vocabulary: [100, 800]}
+    load: {kind: closed, conc: 2, requests: 6}
+    repeats: 1
+    warmup: 1
+"""
+
+
+def test_prefill_decode_and_router_are_started_measured_and_ended(tmp_path: Path) -> None:
+    points = expand(parse_sweeps(PAIR))
+    with started(points[0].server, tmp_path / "own.log") as running:
+        groups = running.groups
+        assert len(groups) == 3
+        assert running.alive
+        os.kill(groups[0], signal.SIGKILL)
+        running.members[0].process.wait()
+        assert not running.alive
+        assert isinstance(running.failure(), EngineFailedError)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in groups)
+    (entry,) = run(points, Store(tmp_path / "r"), Quiet())
+    assert entry["verdict"]["status"] != "failed", entry["verdict"]
+    assert entry["metrics"]["handed_over"] == 1.0
+    assert [part["role"] for part in entry["server"]["parts"]] == ["prefill", "decode"]
+    stored = (tmp_path / "r" / "runs.jsonl").read_text()
+    assert "PERILUNE_PD_KEY" not in stored
+    assert len(list((tmp_path / "r" / "logs").glob("*.log"))) == 3
+
+
 def test_killed_in_the_middle_and_resumed_it_has_every_run_once_and_no_server_is_left(tmp_path: Path) -> None:
     file, into = tmp_path / "s.yaml", tmp_path / "results"
     file.write_text(SWEEP)

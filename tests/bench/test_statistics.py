@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perilune.bench.load.record import Record
+from perilune.bench.measure.bootstrap import block, bootstrap, intervals
 from perilune.bench.measure.metrics import BETTER, PER_REQUEST, PER_RUN, good, summary
 from perilune.bench.measure.statistics import interval, judge, mcnemar, t_quantile, wilson
 from perilune.bench.measure.steady import mann_kendall, window
@@ -46,6 +47,42 @@ def test_a_gain_of_five_percent_is_found_with_five_repeats(better: str, verdict:
     rng = np.random.default_rng(2)
     found = [judge(list(rng.normal(100, 1, 5)), list(rng.normal(105, 1, 5)), better).verdict for _ in range(200)]
     assert found.count(verdict) >= 195
+
+
+def batches(rng: np.random.Generator, count: int = 40, size: int = 8) -> list[float]:
+    """Requests of one batch share its speed, as a server's do: few independent values among many."""
+    return [float(v) for v in np.repeat(rng.normal(10, 1, count), size) + rng.normal(0, 0.02, count * size)]
+
+
+def test_an_interval_within_a_run_is_as_wide_as_its_batches_are_few() -> None:
+    """Drawn one by one, 320 requests of 40 batches look like 320 values; their 95 % hold little over half the time."""
+    rng = np.random.default_rng(4)
+    runs = [batches(rng) for _ in range(150)]
+    held = sum(low <= 10 <= high for low, high in (bootstrap(run, 0.5) for run in runs))
+    mixed = [list(rng.permutation(run)) for run in runs]  # nobody sees the batches any more
+    fooled = sum(low <= 10 <= high for low, high in (bootstrap(run, 0.5) for run in mixed))
+    assert held >= 0.86 * 150
+    assert fooled <= 0.75 * 150
+
+
+def test_blocks_are_one_long_where_neighbours_have_nothing_in_common() -> None:
+    rng = np.random.default_rng(5)
+    alone = [list(rng.normal(10, 1, 300)) for _ in range(40)]
+    assert sum(block(run) == 1 for run in alone) >= 36
+    assert all(8 <= block(batches(rng)) <= 64 for _ in range(20))
+    assert block([1.0] * 50) == 1
+    low, high = bootstrap([1.0] * 50, 0.5)
+    assert (low, high) == (1.0, 1.0)
+
+
+def test_intervals_within_a_run_are_given_where_there_is_enough() -> None:
+    few = intervals([request(i, i * 0.1) for i in range(19)])
+    assert few == {}
+    some = intervals([request(i, i * 0.1, gap=0.01 + 0.001 * (i % 7)) for i in range(60)])
+    assert {"tpot_p50", "ttft_p50", "e2e_response_p50"} <= set(some)
+    assert not any(name.endswith("p99") for name in some)
+    assert some["tpot_p50"][0] <= 0.013 <= some["tpot_p50"][1]
+    assert "e2e_p99" in intervals([request(i, i * 0.1) for i in range(1000)])
 
 
 def test_looking_often_makes_a_verdict_harder_to_get() -> None:

@@ -12,7 +12,7 @@ from perilune.bench.evals.sets import questions, right
 from perilune.bench.load.record import Record
 from perilune.bench.report.chart import Mark
 from perilune.bench.report.figures import pareto
-from perilune.bench.scrape import parse
+from perilune.bench.scrape import HANDED_OVER, parse
 from perilune.bench.spec.sweep import Eval
 from perilune.bench.store import Store, without_secrets
 from perilune.errors import ConfigError
@@ -118,4 +118,7 @@ def test_the_front_has_no_point_another_beats() -> None:
 
 
 def test_counters_are_summed_over_their_labels() -> None:
+    routed = 'perilune_route_requests_total{decode="d",prefill="%s",path="/"} %d\n'
+    found = parse(routed % ("p", 3) + routed % ("", 2))
+    assert (found["perilune_route_requests_total"], found[HANDED_OVER]) == (5, 3)
     assert parse('# HELP a b\na{x="1"} 2\na{x="2"} 3.5\nb 1e3\nc NaN\n') == {"a": 5.5, "b": 1000.0}

@@ -8,8 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from perilune.engine.grammar import unpacked
 from perilune.engine.request import SamplingParams
-from perilune.engine.sampler import Sampler
+from perilune.engine.sampler import Sampler, sample_rows
+from perilune.ops.gpu.arch import ARCHES
+from perilune.ops.gpu.launch import Gpu
+from perilune.ops.sample.reference import SAMPLING
+from perilune.ops.sample.triton import sampling
 
 VOCAB = 10
 STOP = frozenset({8, 9})
@@ -141,3 +146,40 @@ def test_a_report_has_as_many_alternatives_as_asked_for_best_first() -> None:
 def test_a_row_of_nan_is_an_error_and_not_a_token() -> None:
     with pytest.raises(IndexError):
         sampler().sample(torch.full((VOCAB,), math.nan))
+
+
+def test_rows_sampled_together_on_a_gpus_kernels_are_those_sampled_alone() -> None:
+    """Greedy, drawn, penalised, ruled and failing rows in one step, for some steps."""
+    settings: list[dict[str, object]] = [
+        {"temperature": 0},
+        {"temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.4, "frequency_penalty": 0.3},
+        {"temperature": 1.3, "top_k": 4, "logit_bias": {3: 2.0}},
+        {"temperature": 1.0, "min_p": 0.05, "min_tokens": 3},
+        {"temperature": 1.0},
+    ]
+    g = torch.Generator().manual_seed(3)
+    kernels = sampling(Gpu(ARCHES["gfx1151"]))
+    here, there = ([sampler(seed=i, **fields) for i, fields in enumerate(settings)] for _ in range(2))
+    for _ in range(5):
+        rows = list(torch.randn(len(settings), VOCAB, generator=g) * 2)
+        rows[4] = torch.full((VOCAB,), math.nan)
+        alone, together = sample_rows(here, rows, SAMPLING), sample_rows(there, rows, kernels)
+        assert alone[:4] == together[:4]
+        assert isinstance(alone[4], IndexError)
+        assert isinstance(together[4], IndexError)
+
+
+def test_one_sequences_error_is_no_others() -> None:
+    broken = sampler(temperature=0)
+    broken.constraint = Only()
+    found = sample_rows(
+        [sampler(temperature=0), broken, sampler(temperature=0)], [falling(i) for i in range(3)], SAMPLING
+    )
+    assert [getattr(token, "token_id", None) for token in found] == [0, None, 2]
+
+
+def test_a_grammars_bits_mean_the_same_on_a_device() -> None:
+    allowed = torch.rand(75, generator=torch.Generator().manual_seed(1)) < 0.5
+    bits = torch.nn.functional.pad(allowed, (0, 21)).view(3, 32).long() << torch.arange(32)
+    words = bits.sum(-1)
+    assert torch.equal(unpacked(torch.where(words >= 2**31, words - 2**32, words).int(), 75), allowed)

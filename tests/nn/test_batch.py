@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,9 +43,9 @@ def test_every_token_has_its_place_its_page_and_its_position(drawn: list[tuple[s
     for p in batch.prefill:
         assert batch.tokens[p.rows].tolist() == list(pieces[p.slot].tokens)
         assert p.offset + p.count <= batch.decode_start
-    for row in batch.decode:
-        assert row.length == int(batch.positions[row.row]) + 1
-        assert row.row >= batch.decode_start
+    decoding = batch.tokens[batch.decode_start :].tolist()
+    assert list(batch.lengths) == [where[token][0] + 1 for token in decoding]
+    assert [table.tolist() for table in batch.tables] == [pieces[token // 1000].pages for token in decoding]
 
 
 @given(drawn=st.lists(piece, min_size=1, max_size=5))
@@ -67,6 +68,20 @@ def test_logits_come_in_the_order_of_the_pieces(drawn: list[tuple[str, int, int,
     wanted = {"none": slice(0, 0), "last": slice(-1, None), "all": slice(None)}
     expected = [token for p in pieces for token in list(p.tokens)[wanted[p.logits]]]
     assert batch.tokens[batch.logit_rows].tolist() == expected
+
+
+@given(drawn=st.lists(piece, min_size=1, max_size=5))
+def test_on_a_device_the_tables_of_decode_rows_are_one_tensor_made_once_a_step(
+    drawn: list[tuple[str, int, int, str]],
+) -> None:
+    pieces = build(drawn)
+    batch, here = Batch.build(pieces, torch.device("meta")), Batch.build(pieces)
+    assert isinstance(batch.lengths, torch.Tensor)
+    assert batch.lengths.shape == (len(here.lengths),)
+    assert batch.decode_start == here.decode_start
+    if here.tables:
+        assert isinstance(batch.tables, torch.Tensor)
+        assert batch.tables.shape == (len(here.tables), max(len(table) for table in here.tables))
 
 
 def test_a_prefill_piece_must_start_on_a_chunk_boundary() -> None:

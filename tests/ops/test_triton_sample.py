@@ -8,6 +8,7 @@ import torch
 from perilune.ops.gpu.arch import ARCHES
 from perilune.ops.gpu.launch import Gpu
 from perilune.ops.sample import reference, triton
+from perilune.ops.sample.reference import Choice
 
 GPU = Gpu(ARCHES["gfx1151"])
 
@@ -20,23 +21,33 @@ def logits(size: int, seed: int) -> torch.Tensor:
     return x.masked_fill(torch.rand(size, generator=g) < 0.5, float("-inf")) if seed > 1 else x
 
 
+LIMITS = [(0, 1.0, 0.0), (5, 1.0, 0.0), (0, 0.9, 0.0), (20, 0.7, 0.05), (1, 1.0, 0.1), (0, 1e-6, 0.0), (9999, 1.0, 0.0)]
+
+
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(
-    ("top_k", "top_p", "min_p"),
-    [(0, 1.0, 0.0), (5, 1.0, 0.0), (0, 0.9, 0.0), (20, 0.7, 0.05), (1, 1.0, 0.1), (0, 1e-6, 0)],
-)
-def test_truncation_keeps_the_same_tokens(seed: int, top_k: int, top_p: float, min_p: float) -> None:
+def test_truncation_keeps_the_same_tokens_whatever_other_rows_ask_for(seed: int) -> None:
     x = logits(5000, seed)  # more than one block
-    ours = triton.truncate(GPU, x, top_k=top_k, top_p=top_p, min_p=min_p)
-    assert torch.equal(ours, reference.truncate(x, top_k=top_k, top_p=top_p, min_p=min_p))
+    settings = triton.asked([Choice(*limits, u=0.0) for limits in LIMITS], x.device)
+    ours = triton.truncate(GPU, x.expand(len(LIMITS), -1).contiguous(), settings)
+    for row, (top_k, top_p, min_p) in zip(ours, LIMITS, strict=True):
+        assert torch.equal(row, reference.truncate(x, top_k=top_k, top_p=top_p, min_p=min_p)), (top_k, top_p, min_p)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_draws_are_the_same_tokens(seed: int) -> None:
-    for size in (100, 5000):
-        x = logits(size, seed)
-        for u in (0.0, 0.1, 0.5, 0.999999, 1 - 2**-53):
-            assert triton.draw(GPU, x, u) == reference.draw(x, u)
+@pytest.mark.parametrize("size", [100, 5000])
+def test_draws_are_the_same_tokens(size: int) -> None:
+    rows = [logits(size, seed) for seed in range(4) for _ in range(5)]
+    choices = [Choice(0, 1.0, 0.0, u) for _ in range(4) for u in (0.0, 0.1, 0.5, 0.999999, 1 - 2**-53)]
+    assert triton.choose(GPU, rows, choices) == reference.choose(rows, choices)
+
+
+def test_a_step_of_many_settings_chooses_as_the_reference_and_no_token_where_there_is_none() -> None:
+    rows = [logits(700, seed) for seed in range(3)]
+    rows += [torch.full((700,), float("nan")), torch.full((700,), float("-inf")), logits(700, 0)]
+    choices = [Choice(*limits, u=i / 6) for i, limits in enumerate(LIMITS[:6])]
+    ours = triton.choose(GPU, rows, choices)
+    assert ours == reference.choose(rows, choices)
+    assert ours[3:5] == [reference.NONE] * 2
+    assert triton.greedy(rows[:3]) == reference.greedy(rows[:3])
 
 
 def test_penalties_move_what_was_seen() -> None:

@@ -27,13 +27,17 @@ def inferencex(entry: Entry) -> dict[str, Any]:
         "precision": labels.get("precision"), "isl": labels.get("isl"), "osl": labels.get("osl"),
         "conc": entry["load"].get("conc"), "tp": topology["tp"], "pp": topology["pp"], "ep": topology["ep"],
         "dp_attention": bool(names.get("dp_attn", labels.get("dp_attn", False))),
-        "spec_decoding": names.get("spec", labels.get("spec", "none")), "is_multinode": False, "disagg": False,
+        "spec_decoding": names.get("spec", labels.get("spec", "none")), "is_multinode": False,
+        "disagg": "parts" in entry["server"],
     }  # fmt: skip
     if (devices := max(1, entry["gpus"])) and "output_per_s" in metrics:
         found["output_tput_per_gpu"] = metrics["output_per_s"] / devices
     for ours, theirs in (("total_per_s", "tput_per_gpu"), ("input_per_s", "input_tput_per_gpu")):
         if ours in metrics:
             found[theirs] = metrics[ours] / devices
+    for word, role in (("input", "prefill"), ("output", "decode")):  # split servers: each by the GPUs that do it
+        if (value := metrics.get(f"{word}_per_s_{role}_gpu")) is not None:
+            found[f"{word}_tput_per_gpu"] = value
     for theirs, ours in _LATENCIES.items():
         for suffix, quantile in (("mean", "mean"), ("median", "p50"), ("p90", "p90"), ("p99", "p99")):
             value = metrics.get(f"{ours}_{quantile}")

@@ -1,32 +1,49 @@
 """A server that computes nothing and answers by the clock: the truth that measurements are checked against.
 
 Times are exact by schedule: token i of an answer is written `ttft + i·itl` seconds after its request was read, or as
-soon after as this process is awake; `written` has when, by the monotonic clock, for each answer. It counts no text: a
-prompt of ids has as many tokens as ids, any other one as many as words. With `slots`, requests beyond so many wait, as
-in an engine.
+soon after as this process is awake; `told` has when that was, by the monotonic clock, for each answer. It counts no
+text: a prompt of ids has as many tokens as ids, any other one as many as words. With `slots`, requests beyond so many
+wait, as in an engine.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import json
+import multiprocessing
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from typing import Any
 
 import h11
 
+from perilune.bench.load.clock import run
+
 
 @dataclass(frozen=True)
 class Model:
-    """Seconds to the first token, seconds between tokens, seconds of an outage every so many seconds."""
+    """Seconds to the first token and between tokens. With `stall_at`, nothing is written for `stall` seconds from when
+    that request, counted from 0, was read."""
 
     ttft: float = 0.02
     itl: float = 0.005
     slots: int | None = None
-    stall_at: float | None = None
+    stall_at: int | None = None
     stall: float = 0.0
     reasoning: int = 0
+
+
+@dataclass(frozen=True)
+class Told:
+    """One answer: the first token id of its prompt, when the request was read, when each token was written."""
+
+    first: int | None
+    read: float
+    written: list[float] = field(default_factory=list)
 
 
 class NullServer:
@@ -35,13 +52,12 @@ class NullServer:
     def __init__(self, model: Model, port: int = 0) -> None:
         self._model, self._port = model, port
         self._slots = asyncio.Semaphore(model.slots or 1_000_000)
-        self._began = 0.0
+        self._silent_until = 0.0
         self.requests = 0
-        self.written: list[list[float]] = []
+        self.told: list[Told] = []
         self.url = ""
 
     async def __aenter__(self) -> NullServer:
-        self._began = time.monotonic()
         self._server = await asyncio.start_server(
             self._connection, "127.0.0.1", self._port, limit=1 << 22, backlog=4096
         )
@@ -52,18 +68,20 @@ class NullServer:
         self._server.close()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        machine, target, body = h11.Connection(h11.SERVER), b"", bytearray()
+        machine, target, body, read = h11.Connection(h11.SERVER), b"", bytearray(), 0.0
         try:
             while True:
                 event = machine.next_event()
                 if event is h11.NEED_DATA:
-                    machine.receive_data(await reader.read(1 << 18))
+                    data = await reader.read(1 << 18)
+                    read = time.monotonic()
+                    machine.receive_data(data)
                 elif isinstance(event, h11.Request):
                     target = event.target
                 elif isinstance(event, h11.Data):
                     body += event.data
                 elif isinstance(event, h11.EndOfMessage):
-                    await self._answer(machine, writer, target, bytes(body))
+                    await self._answer(machine, writer, target, bytes(body), read)
                     body.clear()
                     machine.start_next_cycle()
                 else:
@@ -73,21 +91,27 @@ class NullServer:
         finally:
             writer.close()
 
-    async def _answer(self, machine: h11.Connection, writer: asyncio.StreamWriter, target: bytes, body: bytes) -> None:
-        read = time.monotonic()
+    async def _answer(
+        self, machine: h11.Connection, writer: asyncio.StreamWriter, target: bytes, body: bytes, read: float
+    ) -> None:
         if target.endswith(b"/models"):
             listed = {"object": "list", "data": [{"id": "null", "object": "model"}]}
             return _whole(machine, writer, 200, json.dumps(listed).encode())
         if target.endswith(b"/metrics"):
             return _whole(machine, writer, 200, b"")
+        if self.requests == self._model.stall_at:
+            self._silent_until = read + self._model.stall
         self.requests += 1
         asked = json.loads(body)
         async with self._slots:
             begin = time.monotonic() if self._model.slots else read
-            await self._stream(machine, writer, asked, begin, b"chat" in target)
+            prompt = asked.get("prompt")
+            told = Told(prompt[0] if prompt and isinstance(prompt, list) else None, begin)
+            self.told.append(told)
+            await self._stream(machine, writer, asked, told, b"chat" in target)
 
     async def _stream(
-        self, machine: h11.Connection, writer: asyncio.StreamWriter, asked: dict[str, Any], begin: float, chat: bool
+        self, machine: h11.Connection, writer: asyncio.StreamWriter, asked: dict[str, Any], told: Told, chat: bool
     ) -> None:
         model, count = self._model, int(asked.get("max_tokens", 16))
         head = h11.Response(
@@ -95,31 +119,73 @@ class NullServer:
         )
         writer.write(machine.send(head) or b"")
         if chat:
-            _event(machine, writer, {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
-        times: list[float] = []
-        self.written.append(times)
+            writer.write(_chunk({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}))
         for i in range(count):
-            due = self._unstalled(begin + model.ttft + i * model.itl)
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            finish = "length" if i == count - 1 else None
             key = "reasoning_content" if i < model.reasoning else "content"
             said: dict[str, Any] = {"delta": {key: " x"}} if chat else {"text": " x"}
-            times.append(time.monotonic())
-            _event(machine, writer, {"choices": [{"index": 0, **said, "finish_reason": finish}]})
+            event = _chunk({"choices": [{"index": 0, **said, "finish_reason": "length" if i == count - 1 else None}]})
+            due = max(self._silent_until, told.read + model.ttft + i * model.itl)
+            if (pause := due - time.monotonic()) > 0:
+                await asyncio.sleep(pause)
+            told.written.append(time.monotonic())
+            writer.write(event)
             await writer.drain()
         tokens = _tokens(asked)
         usage = {"prompt_tokens": tokens, "completion_tokens": count, "total_tokens": tokens + count}
-        _event(machine, writer, {"choices": [], "usage": usage})
-        writer.write(machine.send(h11.Data(data=b"data: [DONE]\n\n")) or b"")
+        writer.write(_chunk({"choices": [], "usage": usage}) + b"e\r\ndata: [DONE]\n\n\r\n")
         writer.write(machine.send(h11.EndOfMessage()) or b"")
         await writer.drain()
 
-    def _unstalled(self, due: float) -> float:
-        """`due`, or the end of the outage it falls into."""
-        if self._model.stall_at is None:
-            return due
-        begin = self._began + self._model.stall_at
-        return begin + self._model.stall if begin <= due < begin + self._model.stall else due
+
+@dataclass
+class Remote:
+    """A null server in a process of its own. `told` asks it what it has answered so far."""
+
+    url: str
+    pipe: Connection
+
+    def told(self) -> list[Told]:
+        self.pipe.send("told")
+        found: list[Told] = self.pipe.recv()
+        return found
+
+
+@contextlib.contextmanager
+def apart(model: Model) -> Iterator[Remote]:
+    """A null server in another process, so that it takes no turn from the client's."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_serve, args=(theirs, model), daemon=True)
+    child.start()
+    theirs.close()
+    try:
+        yield Remote(ours.recv(), ours)
+    finally:
+        ours.close()  # which it takes as the end
+        child.join(5)
+        if child.is_alive():
+            child.kill()
+
+
+def _serve(pipe: Connection, model: Model) -> None:
+    async def serve() -> None:
+        loop, end = asyncio.get_running_loop(), asyncio.Event()
+        async with NullServer(model) as server:
+
+            def asked() -> None:
+                try:
+                    pipe.recv()
+                    pipe.send(server.told)
+                except (EOFError, OSError):
+                    loop.remove_reader(pipe.fileno())
+                    end.set()
+
+            pipe.send(server.url)
+            loop.add_reader(pipe.fileno(), asked)
+            await end.wait()
+
+    gc.disable()  # it lives for seconds, and a collection would be lateness
+    run(serve())
 
 
 def _tokens(asked: dict[str, Any]) -> int:
@@ -130,8 +196,10 @@ def _tokens(asked: dict[str, Any]) -> int:
     return len(text.split())
 
 
-def _event(machine: h11.Connection, writer: asyncio.StreamWriter, value: dict[str, Any]) -> None:
-    writer.write(machine.send(h11.Data(data=b"data: " + json.dumps(value).encode() + b"\n\n")) or b"")
+def _chunk(value: dict[str, Any]) -> bytes:
+    """An event as a chunk of the body. Not by h11: many tokens fall due at one moment, and the last would be late."""
+    data = b"data: " + json.dumps(value).encode() + b"\n\n"
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def _whole(machine: h11.Connection, writer: asyncio.StreamWriter, status: int, body: bytes) -> None:

@@ -13,34 +13,43 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 
 from perilune import __version__
 from perilune.bench.evals.ask import score
-from perilune.bench.launch.child import started
+from perilune.bench.launch.child import Started, started
 from perilune.bench.load.client import Goal
 from perilune.bench.load.drive import Driven
 from perilune.bench.load.http import Address
 from perilune.bench.load.prompts import build, warmups, words
 from perilune.bench.load.record import Ask, Record
 from perilune.bench.load.workers import ClientError, send
+from perilune.bench.measure.bootstrap import intervals
 from perilune.bench.measure.metrics import summary
 from perilune.bench.measure.steady import window
 from perilune.bench.measure.verdict import Verdict, builtins, failed, judge_run
 from perilune.bench.plan.point import Point
 from perilune.bench.progress import Meter
-from perilune.bench.scrape import scrape
+from perilune.bench.scrape import HANDED_OVER, scrape
+from perilune.bench.selfcheck import SelfCheck
 from perilune.bench.spec.workload import Closed
 from perilune.bench.store import Entry, Store, without_secrets
 from perilune.bench.watch import Watcher
-from perilune.deploy.child import Running
 from perilune.deploy.failures import EngineFailedError
 from perilune.errors import ConfigError
 
 
-def run(points: Sequence[Point], store: Store, meter: Meter, secrets: dict[str, str] | None = None) -> list[Entry]:
+def run(
+    points: Sequence[Point],
+    store: Store,
+    meter: Meter,
+    secrets: dict[str, str] | None = None,
+    check: SelfCheck | None = None,
+) -> list[Entry]:
     """Measures what `store` does not have yet; returns what this call added. `meter` is told how it goes.
 
-    A server that does not start fails its points and no others. KeyboardInterrupt and SIGTERM end servers too.
+    With `check`, the client is tried against the null server at each run's load. A server that does not start fails
+    its points and no others. KeyboardInterrupt and SIGTERM end servers too.
     """
     added: list[Entry] = []
     done = store.done()
@@ -52,7 +61,8 @@ def run(points: Sequence[Point], store: Store, meter: Meter, secrets: dict[str, 
                 continue
             meter.say(f"server {fingerprint}: {len(todo)} runs")
             meter.begin(f"server {fingerprint} starts")
-            for entry, records in _on_server(todo, store.folder / "logs" / f"{fingerprint}.log", meter, secrets):
+            log = store.folder / "logs" / f"{fingerprint}.log"
+            for entry, records in _on_server(todo, log, meter, secrets, check):
                 store.append(entry, records)
                 added.append(entry)
                 meter.end()
@@ -72,12 +82,16 @@ def _interleaved(points: list[Point], done: set[tuple[str, int]]) -> Iterator[tu
 
 
 def _on_server(
-    todo: list[tuple[Point, int]], log: Path, meter: Meter, secrets: dict[str, str] | None
+    todo: list[tuple[Point, int]],
+    log: Path,
+    meter: Meter,
+    secrets: dict[str, str] | None,
+    check: SelfCheck | None,
 ) -> Iterator[tuple[Entry, list[Record]]]:
     server = todo[0][0].server
     if server.target is not None:
         for point, repeat in todo:
-            yield _reported(point, repeat, server.target.url, None, meter)
+            yield _reported(point, repeat, server.target.url, None, meter, check)
         return
     for missing in [key for key in server.env if not key.isidentifier()]:
         raise ConfigError(f"{missing!r} is no name of an environment variable.")
@@ -85,7 +99,7 @@ def _on_server(
     try:
         with started(server, log, secrets) as running:
             while left:
-                yield _reported(*left[0], running.url, running, meter)
+                yield _reported(*left[0], running.url, running, meter, check)
                 left.pop(0)
                 if not running.alive:
                     raise running.failure()
@@ -97,11 +111,13 @@ def _on_server(
             yield _entry(point, repeat, verdict, {}, started_at=time.time()), []
 
 
-def _reported(point: Point, repeat: int, url: str, running: Running | None, meter: Meter) -> tuple[Entry, list[Record]]:
+def _reported(
+    point: Point, repeat: int, url: str, running: Started | None, meter: Meter, check: SelfCheck | None
+) -> tuple[Entry, list[Record]]:
     began = time.time()
     meter.begin(f"{point.name} {point.label} #{repeat}")
     try:
-        entry, records = measure(point, repeat, url, None if running is None else running.process.pid)
+        entry, records = measure(point, repeat, url, () if running is None else running.groups, check)
     except (ConfigError, ClientError, httpx.HTTPError) as error:
         dead = running is not None and not running.alive
         reason = running.failure() if running is not None and dead else error
@@ -113,10 +129,12 @@ def _reported(point: Point, repeat: int, url: str, running: Running | None, mete
     return entry, records
 
 
-def measure(point: Point, repeat: int, url: str, group: int | None = None) -> tuple[Entry, list[Record]]:
+def measure(
+    point: Point, repeat: int, url: str, groups: tuple[int, ...] = (), check: SelfCheck | None = None
+) -> tuple[Entry, list[Record]]:
     """One run of one point against the server at `url`: warm-up, load, accuracy; nothing is stored.
 
-    `group` is the server's process group if it is ours: then its memory and this host's energy are watched.
+    `groups` are the server's process groups if it is ours: then its memory and this host's energy are watched.
 
     Raises ConfigError for a server that cannot be asked, ClientError if a client process dies.
     """
@@ -128,22 +146,25 @@ def measure(point: Point, repeat: int, url: str, group: int | None = None) -> tu
     closed = point.load if isinstance(point.load, Closed) else None
     _warm_up(goal, [*warmups(point.workload, point.sweep.warmup, key, ratio), *planned.warm], closed)
     before = scrape(url, goal.headers)
-    with Watcher(url, goal.headers, group) as watcher:
+    with Watcher(url, goal.headers, groups) as watcher:
         driven = send(
             goal, planned.asks, places=None if closed is None else closed.conc,
             limit=None if isinstance(point.load, Closed) else point.load.max_open, processes=point.sweep.processes,
         )  # fmt: skip
     after = scrape(url, goal.headers)
     metrics = summary(driven.records, point.sweep.slo, point.server.devices, point.server.hardware.gpus > 0)
-    metrics |= _served(before, after) | _energy(watcher.joules(), metrics)
+    metrics |= _served(before, after) | _energy(watcher.joules(), metrics) | _by_role(point, metrics)
     steady = window(driven.records)
-    verdict = judge_run(point, driven, metrics, steady, planned.ideal_hit_rate, len(planned.asks))
+    alone = None if check is None else check.of(driven.records, point.sweep.processes)
+    bound = None if alone is None else alone.bound
+    verdict = judge_run(point, driven, metrics, steady, planned.ideal_hit_rate, len(planned.asks), bound)
     entry = _entry(point, repeat, verdict, metrics, started_at=began)
     entry |= {
         "model": goal.model,
         "ideal_hit_rate": planned.ideal_hit_rate,
+        "intervals": intervals(driven.records),
         "window": None if steady is None else vars(steady),
-        "client": _client(driven, point),
+        "client": _client(driven, point) | ({} if alone is None else {"alone": msgspec.to_builtins(alone)}),
         "timeline": watcher.timeline(),
     }
     if repeat == 0:
@@ -210,6 +231,7 @@ def _served(before: dict[str, float], after: dict[str, float]) -> dict[str, floa
         ("hit_rate", "perilune_cached_prompt_tokens_total", "perilune_prompt_tokens_total"),
         ("hit_rate", "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"),
         ("hit_rate", "sglang:cached_tokens_total", "sglang:prompt_tokens_total"),
+        ("handed_over", HANDED_OVER, "perilune_route_requests_total"),
         ("queue", "vllm:request_queue_time_seconds_sum", "vllm:request_queue_time_seconds_count"),
     ):
         if name not in found and whole in before and (asked := after.get(whole, 0.0) - before[whole]) > 0:
@@ -221,6 +243,15 @@ def _energy(joules: float | None, metrics: dict[str, float]) -> dict[str, float]
     if joules is None or not metrics.get("output_per_s"):
         return {}
     return {"joules": joules, "joules_per_token": joules / (metrics["output_per_s"] * metrics["duration"])}
+
+
+def _by_role(point: Point, metrics: dict[str, float]) -> dict[str, float]:
+    """What is read per GPU that reads, and written per GPU that writes."""
+    return {
+        f"{name}_{role}_gpu": metrics[name] / held
+        for name, role in (("input_per_s", "prefill"), ("output_per_s", "decode"))
+        if name in metrics and (held := point.server.held(role))
+    }
 
 
 def _client(driven: Driven, point: Point) -> dict[str, Any]:
@@ -246,7 +277,7 @@ def _entry(point: Point, repeat: int, verdict: Verdict, metrics: dict[str, float
         "metrics": metrics,
         "server": without_secrets(server.identity),
         "rules": [{"when": fired.when, "why": fired.why} for fired in server.fired],
-        "gpus": server.topology.gpus if server.hardware.gpus else 0,
+        "gpus": server.gpus,
         "workload": point.workload.model_dump(mode="json", exclude_defaults=True),
         "load": point.load.model_dump(mode="json"),
         "slo": point.sweep.slo.model_dump(exclude_none=True),

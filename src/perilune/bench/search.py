@@ -10,6 +10,7 @@ from perilune.bench.plan.expand import expand
 from perilune.bench.plan.point import Point
 from perilune.bench.progress import Meter
 from perilune.bench.run import run
+from perilune.bench.selfcheck import SelfCheck
 from perilune.bench.spec.load import Loaded
 from perilune.bench.store import Store
 from perilune.errors import ConfigError
@@ -60,11 +61,11 @@ def search(
 
     Raises ConfigError for a sweep without an SLO, or with more than one server or workload.
     """  # fmt: skip
-    tried: list[Tried] = []
+    tried, check = list[Tried](), SelfCheck()
 
     def keeps(load: int) -> bool:
         point = at(loaded, sweep, axis, load, facts)
-        run([point], store, meter)
+        run([point], store, meter, check=check)
         runs = [e for e in store.entries() if e["fingerprint"] == point.fingerprint]
         values = [e["metrics"]["good"] for e in runs if e["verdict"]["status"] != "failed" and "good" in e["metrics"]]
         good = sum(values) / len(values) if values and len(values) == len(runs) else None

@@ -50,11 +50,11 @@ class Look:
 
 @dataclass
 class Watcher:
-    """`with Watcher(url) as watcher:` around a load. `group` is the process group of a server of ours, else None."""
+    """`with Watcher(url) as watcher:` around a load. `groups` are those of a server of ours."""
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
-    group: int | None = None
+    groups: Sequence[int] = ()
     every: float = EVERY
     looks: list[Look] = field(default_factory=list)
 
@@ -78,7 +78,7 @@ class Watcher:
 
     def joules(self) -> float | None:
         """Energy from the first look to the last: counters of the processors, and the GPUs' draw over time."""
-        if self.group is None or len(self.looks) < 2:
+        if not self.groups or len(self.looks) < 2:
             return None
         counted = spent(self.looks[0].power, self.looks[-1].power)
         drawn = _integrated([(look.at, sum(look.power.watts.values())) for look in self.looks if look.power.watts])
@@ -92,8 +92,8 @@ class Watcher:
 
     def _look(self) -> None:
         at = time.monotonic() - self._began
-        power = read_power() if self.group is not None else Power({}, {})
-        self.looks.append(Look(at, fetch(self.url, self.headers), resident(self.group), power))
+        power = read_power() if self.groups else Power({}, {})
+        self.looks.append(Look(at, fetch(self.url, self.headers), resident(self.groups), power))
 
 
 def fetch(url: str, headers: Mapping[str, str]) -> bytes:
@@ -111,9 +111,9 @@ def fetch(url: str, headers: Mapping[str, str]) -> bytes:
         connection.close()
 
 
-def resident(group: int | None, proc: Path = Path("/proc")) -> int | None:
-    """Bytes in memory of all processes of a group; what they share is counted in each. None without one."""
-    if group is None:
+def resident(groups: Sequence[int], proc: Path = Path("/proc")) -> int | None:
+    """Bytes in memory of all processes of these groups; what they share is counted in each. None without any."""
+    if not groups:
         return None
     found = 0
     for entry in proc.glob("[0-9]*/stat"):
@@ -121,7 +121,7 @@ def resident(group: int | None, proc: Path = Path("/proc")) -> int | None:
             fields = entry.read_text().rpartition(")")[2].split()
         except OSError:
             continue  # it ended in between
-        if int(fields[2]) == group:
+        if int(fields[2]) in groups:
             found += int(fields[21]) * 4096
     return found or None
 

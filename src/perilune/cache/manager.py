@@ -12,27 +12,19 @@ decoding wrote differs in the last bit from what prefill of the same tokens give
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from perilune.cache.audit import audit
 from perilune.cache.budget import CachePlan
 from perilune.cache.geometry import PAGE_TOKENS, pages_for
+from perilune.cache.held import Export, Held
 from perilune.cache.pool import Pool
 from perilune.cache.prefix import PrefixCounts, PrefixSettings, explain
 from perilune.cache.radix import TREE, Match, Node, RadixTree
 from perilune.cache.snapshots import Origin, branch, floor_page, positions, reusable
 from perilune.cache.stats import CacheStats, Holding
-
-
-@dataclass(frozen=True)
-class _Export:
-    """A row that the step under way fills with the state after `length` tokens."""
-
-    length: int
-    row: int
-    origin: Origin
-
 
 _LOADING = "prefix being loaded"
 
@@ -51,23 +43,6 @@ class Places:
     origin: Origin | None = None
 
 
-@dataclass
-class _Held:
-    slot: int
-    tokens: int
-    pages: list[int] = field(default_factory=list)
-    prompt: tuple[int, ...] = ()
-    salt: bytes = b""
-    marks: tuple[int, ...] = ()
-    cached: int = 0
-    source: int | None = None
-    restoring: Node | None = None
-    branch: int = 0
-    exports: list[_Export] = field(default_factory=list)
-    intervals: list[int] = field(default_factory=list)
-    explanation: str = ""
-
-
 class CacheManager:
     """The books over one CachePlan: a page table and a slot per admitted request, and the prefix tree if there is one.
 
@@ -79,7 +54,7 @@ class CacheManager:
         self.plan, self.prefix = plan, prefix
         self._pages = Pool(plan.pages)
         self._rows = Pool(plan.slots + plan.snapshots)
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, Held] = {}
         self._tree = RadixTree(self._pages, self._rows, stateful=prefix is not None and prefix.stateful)
         self.counts = PrefixCounts()
 
@@ -138,7 +113,7 @@ class CacheManager:
                 f"{self.plan.slots - len(self._held)} slots and {self._pages.free} pages are free"
             )
         lost = self._tree.lost(prompt, reusable(len(prompt)), match, salt)
-        held = _Held(-1, tokens, [node.page for node in match.reused], prompt, salt, marks, cached=match.tokens)
+        held = Held(-1, tokens, [node.page for node in match.reused], prompt, salt, marks, cached=match.tokens)
         self._pages.retain(held.pages, request_id)
         self._take_slot(request_id, held, match.node if self._tree.stateful and not pages_only else None)
         more = self._take_pages(pages_for(tokens) - len(held.pages), request_id)
@@ -157,7 +132,7 @@ class CacheManager:
                 held.explanation = f"{match.tokens} of {len(prompt)} prompt tokens reused: the rest was not to be"
         return held.slot
 
-    def _take_slot(self, request_id: str, held: _Held, node: Node | None) -> None:
+    def _take_slot(self, request_id: str, held: Held, node: Node | None) -> None:
         """A row for the request to run in. Where the only row left is the snapshot itself, the request takes that."""
         if node is not None:
             node.reads += 1
@@ -228,7 +203,7 @@ class CacheManager:
             if row is None:
                 self.counts.snapshots_skipped += 1
                 break
-            held.exports.append(_Export(length, row, origin))
+            held.exports.append(Export(length, row, origin))
         return tuple(sorted((export.length - start, export.row) for export in held.exports))
 
     def commit(self, request_id: str, computed: int) -> None:
@@ -249,12 +224,12 @@ class CacheManager:
         if computed >= len(held.prompt):
             self._drop_intervals(held)
 
-    def _release_restored(self, held: _Held) -> None:
+    def _release_restored(self, held: Held) -> None:
         if held.restoring is not None:
             held.restoring.reads -= 1
             held.restoring = None
 
-    def _drop_intervals(self, held: _Held) -> None:
+    def _drop_intervals(self, held: Held) -> None:
         """They were for a preemption before the prompt's end. Without a snapshot there they are the best there is."""
         end = self._tree.find(held.prompt, floor_page(len(held.prompt)), held.salt)
         if end is None or end.snapshot is None:
@@ -336,7 +311,7 @@ class CacheManager:
         if name in self._held:
             raise AssertionError(f"{name!r} is admitted already")
         self._release_restored(held)
-        for pool, places in ((self._pages, held.pages), (self._rows, [held.slot, *(e.row for e in held.exports)])):
+        for pool, places in ((self._pages, held.pages), (self._rows, held.rows)):
             pool.retain(places, name)
             pool.release(places, request_id)
         self._held[name] = self._held.pop(request_id)
@@ -353,7 +328,7 @@ class CacheManager:
             donated = self._tree.attach(held.prompt, computed, held.slot, "donated", held.salt)
             self.counts.snapshots["donated"] += donated
         self._pages.release(held.pages, request_id)
-        self._rows.release([held.slot, *(export.row for export in held.exports)], request_id)
+        self._rows.release(held.rows, request_id)
         del self._held[request_id]
 
     def holding(self, request_id: str) -> Holding:
@@ -396,46 +371,10 @@ class CacheManager:
         )
 
     def check(self) -> None:
-        """Proves the books: raises AssertionError, naming what broke. Tests call it after every step.
+        """Proves the books (`cache/audit.py`): raises AssertionError, naming what broke."""
+        audit(self._held, self._pages, self._rows, self._tree)
 
-        In each pool free + used = total; what tables and tree list is what the pools say, each page in one table only
-        unless the tree shares it; every table covers its tokens; nothing is held for a request that is gone.
-        """
-        self._pages.check("pages")
-        self._rows.check("slots")
-        self._tree.check()
-        pages: dict[int, set[str]] = {}
-        rows: dict[int, set[str]] = {}
-        for name, held in self._held.items():
-            for page in held.pages:
-                sharing = pages.setdefault(page, set())
-                if sharing and page not in self._tree.pages:
-                    raise AssertionError(f"page {page} is in the tables of {min(sharing)!r} and {name!r}")
-                sharing.add(name)
-            for row in (held.slot, *(export.row for export in held.exports)):
-                if row in rows:
-                    raise AssertionError(f"slot {row} belongs to {min(rows[row])!r} and {name!r}")
-                rows[row] = {name}
-            if len(held.pages) * PAGE_TOKENS < held.tokens:
-                raise AssertionError(f"{name!r} has {len(held.pages)} pages for {held.tokens} tokens")
-            self._check_shared(name, held)
-        self._compare("page", self._pages, pages, self._tree.pages)
-        self._compare("slot", self._rows, rows, self._tree.snapshots)
-
-    def _check_shared(self, name: str, held: _Held) -> None:
-        """What a request found in the tree is still there, at the same place of the same tokens."""
-        path = self._tree.match(held.prompt, held.cached, held.salt).nodes
-        if [node.page for node in path] != held.pages[: held.cached // PAGE_TOKENS]:
-            raise AssertionError(f"the first {held.cached} tokens of {name!r} are no longer those of the tree")
-
-    @staticmethod
-    def _compare(kind: str, pool: Pool, seen: dict[int, set[str]], tree: Collection[int]) -> None:
-        for place in range(pool.total):
-            wanted = {*seen.get(place, ()), *((TREE,) if place in tree else ())}
-            if pool.holders(place) != wanted:
-                raise AssertionError(f"{kind} {place} is held by {set(pool.holders(place))}, the tables say {wanted}")
-
-    def _find(self, request_id: str) -> _Held:
+    def _find(self, request_id: str) -> Held:
         held = self._held.get(request_id)
         if held is None:
             raise AssertionError(f"{request_id!r} holds no cache")

@@ -40,10 +40,9 @@ def plan(file: File, sweep: Sweep = None, fact: Facts = None, as_json: Json = Fa
         return
     table = Table("fingerprint", "sweep", "point", "GPUs", "requests", "rules", box=None)
     for point in points:
-        gpus = point.server.topology.gpus if point.server.hardware.gpus else 0
         count = describe.requests_of(point)
         table.add_row(
-            point.fingerprint, point.name, point.label, str(gpus), "trace" if count is None else str(count),
+            point.fingerprint, point.name, point.label, str(point.server.gpus), str(count or "trace"),
             str(len(point.server.fired)),
         )  # fmt: skip
     Console(width=None if typer.get_text_stream("stdout").isatty() else 200).print(table)
@@ -130,13 +129,14 @@ def run(file: File, into: Into, sweep: Sweep = None, fact: Facts = None) -> None
     """Measure every point the folder does not have yet. Exit status 1 if a run failed."""
     from perilune.bench import run as running
     from perilune.bench.progress import meter
+    from perilune.bench.selfcheck import SelfCheck
     from perilune.bench.store import Store
 
     points = _points(file, sweep, fact, probe=True)
     store = Store(into)
     try:
         with meter() as shown:
-            added = running.run(points, store, shown)
+            added = running.run(points, store, shown, check=SelfCheck())
     except KeyboardInterrupt:
         typer.echo(f"interrupted; `perilune bench resume {file} --into {into}` goes on", err=True)
         raise typer.Exit(130) from None
@@ -181,6 +181,27 @@ def search(
         typer.echo(f"{axis}={each.load}: " + ("failed" if each.good is None else f"{each.good:.1%} within the SLO"))
     typer.echo(f"highest: {axis}={found}" if found is not None else f"not even {axis}={low} keeps the SLO")
     raise typer.Exit(0 if found is not None else 1)
+
+
+@bench.command("ls")
+def ls(
+    results: Results,
+    status: Annotated[str | None, typer.Option(help="Only valid, degraded or failed runs.")] = None,
+    metric: Annotated[str, typer.Option(help="The number to show.")] = "output_per_s",
+    as_json: Json = False,
+) -> None:
+    """List the runs a folder has, with state and one number."""
+    from perilune.bench.store import Store
+
+    rows = Store(results).listed(metric, status)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        value = "-" if row[metric] is None else f"{row[metric]:.4g}"
+        names = " ".join(f"{key}={value}" for key, value in row["names"].items()) or "-"
+        typer.echo(f"{row['fingerprint']} #{row['repeat']}  {row['status']:<8}  {value:>8}  {row['sweep']}  {names}")
+    typer.echo(f"{len(rows)} runs; the number is {metric}")
 
 
 @bench.command()
@@ -286,6 +307,36 @@ def export(
         typer.echo(json.dumps(kept, indent=2))
 
 
+@bench.command("self-check")
+def self_check(
+    rate: Annotated[
+        float | None, typer.Option(min=1, help="Requests per second; else doubled until the client is late.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, max=1000, help="Chunks per answer.")] = 8,
+    processes: Annotated[int, typer.Option(min=1, max=256, help="Client processes.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0.1, max=60, help="With --rate: how long.")] = 4.0,
+    ttft_ms: Annotated[float, typer.Option(min=0)] = 20.0,
+    itl_ms: Annotated[float, typer.Option(min=0)] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Try the client alone, against the null server: what it can send, how exactly it sees. Exit status 1: too much."""
+    import msgspec
+
+    from perilune.bench.nullserver import Model
+    from perilune.bench.selfcheck import alone, ceiling, lines
+
+    model = Model(ttft_ms / 1000, itl_ms / 1000)
+    if rate is None:
+        tried = ceiling(tokens, processes)
+    else:
+        tried = [alone(rate, tokens, processes=processes, seconds=seconds, model=model)]
+    if as_json:
+        typer.echo(json.dumps([{**msgspec.to_builtins(each), "bound": each.bound} for each in tried], indent=2))
+    else:
+        typer.echo("\n".join(lines(tried)))
+    raise typer.Exit(1 if rate is not None and tried[-1].bound else 0)
+
+
 @bench.command("null-server")
 def null_server(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
@@ -296,6 +347,7 @@ def null_server(
     """Answer by the clock instead of a model: what a client measures here is the client."""
     import asyncio
 
+    from perilune.bench.load import clock
     from perilune.bench.nullserver import Model, NullServer
 
     async def serve() -> None:
@@ -304,7 +356,7 @@ def null_server(
             await asyncio.Event().wait()
 
     try:
-        asyncio.run(serve())
+        clock.run(serve())
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 import xgrammar as xgr
 from torch import Tensor
 
@@ -59,6 +60,8 @@ class GrammarConstraint:
     def mask(self, logits: Tensor) -> Tensor:
         """-inf where no token may follow. [V] -> [V]."""
         self._matcher.fill_next_token_bitmask(self._bitmask)
+        if logits.device.type != "cpu":
+            return logits.masked_fill(~unpacked(self._bitmask[0].to(logits.device), logits.shape[0]), float("-inf"))
         row = logits.clone()[None]
         xgr.apply_token_bitmask_inplace(row, self._bitmask)
         return row[0]
@@ -70,3 +73,10 @@ class GrammarConstraint:
     @property
     def finished(self) -> bool:
         return bool(self._matcher.is_terminated())
+
+
+def unpacked(words: Tensor, size: int) -> Tensor:
+    """int32 [ceil(size / 32)] -> bool [size], lowest bit first. In torch, since xgrammar's kernel for a GPU would be
+    compiled while requests wait."""
+    bits = torch.arange(32, dtype=torch.int32, device=words.device)
+    return ((words[:, None] >> bits) & 1).flatten()[:size].bool()

@@ -27,9 +27,8 @@ def mla_layer(
     parts = [
         ops.mla_prefill(q[piece.rows], pages, piece.pages, piece.start, w.kv_b, **shape) for piece in batch.prefill
     ]
-    if batch.decode:
-        tables, lengths = [row.pages for row in batch.decode], [row.length for row in batch.decode]
-        parts.append(ops.mla_decode(q[batch.decode_start :], pages, tables, lengths, w.kv_b, **shape))
+    if len(batch.lengths):
+        parts.append(ops.mla_decode(q[batch.decode_start :], pages, batch.tables, batch.lengths, w.kv_b, **shape))
     o = parts[0] if len(parts) == 1 else torch.cat(parts)
     return ops.linear(o.to(x.dtype).flatten(1), w.o)
 

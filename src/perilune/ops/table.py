@@ -16,11 +16,13 @@ from perilune.ops.linear.formats import Weight
 from perilune.ops.mla import reference as mla
 from perilune.ops.moe import reference as moe
 from perilune.ops.norm import reference as norm
+from perilune.ops.sample import reference as sample
 
 
 @dataclass(frozen=True)
 class Ops:
-    """One function per op. `prepare` lays a matrix out for them once, in place, before any other is called with it."""
+    """One function per op, but a few for `sample`. `prepare` lays a matrix out for them once, in place, before any
+    other is called with it."""
 
     prepare: Callable[[Weight], Weight]
     linear: Callable[[Tensor, Weight], Tensor]
@@ -34,6 +36,7 @@ class Ops:
     mla_store: Callable[..., Tensor]
     mla_prefill: Callable[..., Tensor]
     mla_decode: Callable[..., Tensor]
+    sample: sample.Sampling
 
 
 REFERENCE = Ops(
@@ -49,4 +52,5 @@ REFERENCE = Ops(
     mla_store=mla.store,
     mla_prefill=mla.prefill,
     mla_decode=mla.decode_rows,
+    sample=sample.SAMPLING,
 )

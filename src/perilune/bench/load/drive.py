@@ -48,8 +48,7 @@ async def drive(
     room = asyncio.Semaphore(limit) if limit is not None else contextlib.nullcontext()
     await asyncio.sleep(max(0.0, origin - time.monotonic()))
     began, used = time.monotonic(), time.process_time()
-    gc.collect()
-    gc.disable()  # a collection in the middle would be measured as the server's time
+    gc.disable()  # a collection in the middle would be measured as the server's time; whoever calls collects before
     try:
         async with _lags() as lags:
             if places is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import gc
 import multiprocessing
 import time
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 import msgspec
 
 from perilune.bench.load.client import Goal
+from perilune.bench.load.clock import run
 from perilune.bench.load.drive import Driven, drive, units
 from perilune.bench.load.record import Ask
 from perilune.errors import PeriluneError
@@ -38,7 +39,8 @@ def send(
 ) -> Driven:
     """Sends a run and returns its log; see `drive`. Units of requests are dealt out in turn. Raises ClientError."""
     if processes == 1:
-        return asyncio.run(drive(goal, asks, time.monotonic() + _LEAD, places=places, limit=limit))
+        gc.collect()
+        return run(drive(goal, asks, time.monotonic() + _LEAD, places=places, limit=limit))
     parts = [[ask for unit in units(asks)[k::processes] for ask in unit] for k in range(processes)]
     jobs = [
         _Job(goal, part, _share(places, k, processes), _share(limit, k, processes), k)
@@ -86,7 +88,8 @@ def _merged(jobs: list[bytes]) -> Driven:
 
 def _work(pipe: Connection, data: bytes) -> None:
     job = msgspec.msgpack.decode(data, type=_Job)
+    gc.collect()
     pipe.send_bytes(b"ready")
     origin = msgspec.msgpack.decode(pipe.recv_bytes(), type=float)
-    driven = asyncio.run(drive(job.goal, job.asks, origin, places=job.places, limit=job.limit, worker=job.worker))
+    driven = run(drive(job.goal, job.asks, origin, places=job.places, limit=job.limit, worker=job.worker))
     pipe.send_bytes(msgspec.msgpack.encode(driven))

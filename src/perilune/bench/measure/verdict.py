@@ -36,9 +36,16 @@ def failed(reason: str) -> Verdict:
 
 
 def judge_run(
-    point: Point, driven: Driven, metrics: Mapping[str, float], window: Window | None, ideal: float, asked: int
+    point: Point,
+    driven: Driven,
+    metrics: Mapping[str, float],
+    window: Window | None,
+    ideal: float,
+    asked: int,
+    bound: str | None = None,
 ) -> Verdict:
-    """The verdict on a run that went to its end. `asked` is how many requests were planned."""
+    """The verdict on a run that went to its end. `asked` is how many requests were planned; `bound` says why the client
+    could not take this load by itself, if it could not."""
     records = driven.records
     broken = [record.error for record in records if record.error is not None]
     share = len(broken) / max(1, len(records))
@@ -47,7 +54,7 @@ def judge_run(
         return failed(
             f"{len(broken)} of {len(records)} requests failed, most often: {kinds[0][0] if kinds else 'none sent'}"
         )
-    reasons = [*_client(point, driven, metrics), *_answers(point, records)]
+    reasons = [*([bound] if bound else []), *_client(point, driven, metrics), *_answers(point, records)]
     notes = [f"{len(broken)} of {len(records)} requests failed"] if broken else []
     state, said = _cache(point, metrics.get("hit_rate"), ideal)
     (reasons if state else notes).extend(said)

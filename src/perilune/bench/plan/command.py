@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from perilune.bench.plan.point import Fired, Server, Topology
-from perilune.bench.spec.recipe import Hardware, Recipe
+from perilune.bench.plan.point import Fired, Part, Server, Topology
+from perilune.bench.spec.recipe import Hardware, Recipe, Split
 from perilune.deploy.catalog import recipe as deploy_recipe
 from perilune.deploy.condition import Fact, parse_condition
 from perilune.deploy.launch import Asked, resolve
@@ -42,6 +42,8 @@ def server_of(
     if recipe.deploy is not None:
         return _deployed(recipe.deploy, recipe, hardware, names, flags, variables, fired)
     assert recipe.model is not None, "the recipe's own check"
+    if recipe.split is not None:
+        return _split(recipe.split, recipe, hardware, names, flags, variables, fired)
     program = recipe.command or list(_PROGRAMS[recipe.engine])
     with_model = {**names, "model": recipe.model}
     words = [filled(word, with_model) for word in program]
@@ -52,13 +54,52 @@ def server_of(
         model=recipe.model,
         image=recipe.image,
         argv=tuple(words),
-        env={key: filled(_word(value), with_model) for key, value in sorted(variables.items()) if value is not None},
+        env=_environment(variables, with_model),
         fired=tuple(fired),
         topology=topology(names),
         hardware=hardware,
         port_flag=recipe.port_flag,
         ready_s=recipe.ready_s,
     )
+
+
+def _split(
+    split: Split,
+    recipe: Recipe,
+    hardware: Hardware,
+    names: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    variables: Mapping[str, Any],
+    fired: list[Fired],
+) -> Server:
+    """Engines of both roles with the recipe's flags, the rules' and the point's; then each role's own."""
+    parts = []
+    for role, part in (("prefill", split.prefill), ("decode", split.decode)):
+        own = {**names, "model": recipe.model, **({} if part.tp is None else {"tp": part.tp})}
+        words = [filled(word, own) for word in _PROGRAMS["perilune"]] + ["--role", role]
+        for flag, value in {**flags, **part.argv}.items():
+            words += _flag(flag, value, own)
+        env = _environment({**variables, **part.env}, own)
+        parts += [Part(role, tuple(words), env, topology(own).gpus)] * part.count
+    words = ["perilune", "route"]
+    for flag, value in split.router.items():
+        words += _flag(flag, value, names)
+    return Server(
+        engine=recipe.engine,
+        model=recipe.model or "",
+        image=recipe.image,
+        argv=tuple(words),
+        env={},
+        fired=tuple(fired),
+        topology=topology(names),
+        hardware=hardware,
+        ready_s=recipe.ready_s,
+        parts=tuple(parts),
+    )
+
+
+def _environment(variables: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, str]:
+    return {key: filled(_word(value), names) for key, value in sorted(variables.items()) if value is not None}
 
 
 def _deployed(

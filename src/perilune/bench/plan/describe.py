@@ -47,7 +47,7 @@ def as_json(point: Point) -> dict[str, Any]:
         "server": {
             **server.identity,
             "fingerprint": server.fingerprint,
-            "gpus": server.topology.gpus if server.hardware.gpus else 0,
+            "gpus": server.gpus,
             "rules": [{"when": f.when, "why": f.why, "argv": dict(f.argv), "env": dict(f.env)} for f in server.fired],
         },
         **point.asked,
@@ -70,11 +70,14 @@ def explain(point: Point) -> Iterator[str]:
         yield f"  starts   {shlex.join(server.argv)} --{server.port_flag} <free port>"
         for key, value in server.env.items():
             yield f"  env      {key}={value}"
+    for part in server.parts:
+        variables = "".join(f"{key}={value} " for key, value in part.env.items())
+        yield f"  {part.role:<8} {variables}{shlex.join(part.argv)} --port <free port>"
     for fired in server.fired:
         sets = [*(f"--{k}={v}" for k, v in fired.argv.items()), *(f"{k}={v}" for k, v in fired.env.items())]
         yield f"  rule     {fired.when}: {', '.join(sets)} - {fired.why}"
     yield (
-        f"  devices  {server.topology.gpus} of {server.hardware.gpus} GPUs ({server.hardware.name})"
+        f"  devices  {server.gpus} of {server.hardware.gpus} GPUs ({server.hardware.name})"
         if (server.hardware.gpus)
         else f"  devices  the CPU of {server.hardware.name}"
     )

@@ -48,8 +48,19 @@ class Fired:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One engine of a split server: `role` is prefill or decode."""
+
+    role: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    gpus: int
+
+
+@dataclass(frozen=True)
 class Server:
-    """What is started: `argv` without port, `env` as set over the parent's. Or `target`, which runs already."""
+    """What is started: `argv` without port, `env` as set over the parent's. Or `target`, which runs already. With
+    `parts`, these engines are started first, and `argv` is the router before them."""
 
     engine: str
     model: str
@@ -62,6 +73,7 @@ class Server:
     target: Target | None = None
     port_flag: str = "port"
     ready_s: float = 1800.0
+    parts: tuple[Part, ...] = ()
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -75,16 +87,28 @@ class Server:
             "topology": vars(self.topology),
             "hardware": self.hardware.name,
             "target": None if self.target is None else {"url": self.target.url, "model": self.target.model},
-        }
+        } | (
+            {"parts": [{**vars(p), "argv": list(p.argv), "env": dict(p.env)} for p in self.parts]} if self.parts else {}
+        )
 
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self.identity)
 
     @property
+    def gpus(self) -> int:
+        """GPUs held, by all parts together; 0 on a machine without."""
+        held = sum(part.gpus for part in self.parts) or self.topology.gpus
+        return held if self.hardware.gpus else 0
+
+    @property
     def devices(self) -> int:
         """What throughput is divided by: GPUs, or 1 on a machine without."""
-        return self.topology.gpus if self.hardware.gpus else 1
+        return self.gpus or 1
+
+    def held(self, role: str) -> int:
+        """GPUs of the engines of one role."""
+        return sum(part.gpus for part in self.parts if part.role == role) if self.hardware.gpus else 0
 
 
 @dataclass(frozen=True)

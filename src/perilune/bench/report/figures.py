@@ -52,9 +52,11 @@ class Measured:
         return found
 
     def of(self, metric: str) -> Interval | None:
-        """Mean over the repeats that have the metric, with Student's interval."""
-        values = [run["metrics"][metric] for run in self.counted if metric in run["metrics"]]
-        return interval(values) if values else None
+        """Mean over the repeats that have the metric, with Student's interval; of one run, with the run's own."""
+        having = [run for run in self.counted if metric in run["metrics"]]
+        if len(having) == 1 and (own := having[0].get("intervals", {}).get(metric)) is not None:
+            return Interval(having[0]["metrics"][metric], own[0], own[1], 1)
+        return interval([run["metrics"][metric] for run in having]) if having else None
 
     def accuracy(self) -> list[dict[str, Any]]:
         return [each for run in self.runs for each in run["evals"]]
@@ -154,6 +156,10 @@ def charts(points: Sequence[Measured]) -> list[Chart]:
     return [chart for chart in drawn if any(line.marks for line in chart.lines)]
 
 
+def _runs(found: Interval) -> str:
+    return f"{found.n} runs" if found.n > 1 else "1 run" if found.high is None else "1 run, interval within it"
+
+
 def pareto(marks: Sequence[Mark]) -> list[Mark]:
     """Marks that no other beats in both directions, by x."""
     best: list[Mark] = []
@@ -190,7 +196,7 @@ class _Drawing:
         user = "" if across is None else f"\n{number(at)} tokens/s for one user"
         value = f"{number(up.mean * scale)}{spread} {unit}"
         return Mark(
-            at, up.mean * scale, f"{point.series} {point.label}\n{value}{user}\n{up.n} runs, {point.status}",
+            at, up.mean * scale, f"{point.series} {point.label}\n{value}{user}\n{_runs(up)}, {point.status}",
             None if up.low is None else max(0.0, up.low * scale), None if up.high is None else up.high * scale,
             hollow=point.status != "valid", link=point.first["fingerprint"],
         )  # fmt: skip

@@ -22,6 +22,23 @@ class Rule(Strict):
     why: Annotated[str, Field(min_length=1)]
 
 
+class Part(Strict):
+    """Engines of one role: `count` of them, each with the recipe's flags and these on top."""
+
+    count: Annotated[int, Field(ge=1)] = 1
+    tp: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Theirs, in place of the point's.")
+    argv: Flags = Field(default_factory=dict)
+    env: Environment = Field(default_factory=dict)
+
+
+class Split(Strict):
+    """perilune's prefill and decode engines on this host, and the router before them, with flags of its own."""
+
+    prefill: Part = Part()
+    decode: Part = Part()
+    router: Flags = Field(default_factory=dict)
+
+
 class Recipe(Strict):
     """`{tp}` in a value stands for the point's tp; true is a bare flag, false and null are left out."""
 
@@ -42,6 +59,9 @@ class Recipe(Strict):
     argv: Flags = Field(default_factory=dict)
     env: Environment = Field(default_factory=dict)
     rules: list[Rule] = Field(default_factory=list)
+    split: Split | None = Field(
+        default=None, description="perilune only: prefill and decode on engines of their own behind a router."
+    )
     ready_s: Annotated[float, Field(gt=0, strict=False)] = Field(
         default=1800.0, description="Longest time until /v1/models answers."
     )
@@ -52,6 +72,8 @@ class Recipe(Strict):
             raise ValueError("engine: other needs a command")
         if self.deploy is None and self.model is None:
             raise ValueError("'model' is missing")
+        if self.split is not None and (self.engine != "perilune" or self.command or self.deploy):
+            raise ValueError("split starts perilune's own engines and router: no other engine, command or deploy")
         own = {"engine", "command", "port_flag", "image"} & self.model_fields_set
         if self.deploy is not None and own:
             raise ValueError(f"with deploy, {', '.join(sorted(own))} is the recipe's to say")

@@ -110,13 +110,16 @@ def _mla(gpu: Recorder, shape: Shape, form: str) -> None:
     kv_b = weight(form, HEADS * (shape["nope"] + shape["v_dim"]), shape["rank"])
     pages, q = meta(64, PAGE, shape["rank"] + ROPE), meta(MANY, HEADS, shape["nope"] + ROPE)
     table = meta(4, 16, dtype=torch.int64)
+    kv, norm, at = meta(MANY, shape["rank"] + ROPE), meta(shape["rank"]), meta(MANY, dtype=torch.int64)
+    for turn in (None, (meta(MANY, ROPE // 2, dtype=FP32), meta(MANY, ROPE // 2, dtype=FP32))):
+        mla.store(gpu, q, kv, norm, 1e-5, turn, pages, at, at)
     mla.prefill(gpu, q, pages, table[0], 0, kv_b, **shape)
     lengths = meta(4, dtype=torch.int64)
     mla.decode_rows(gpu, q[:4], pages, table, lengths, kv_b, **shape)  # type: ignore[arg-type]
 
 
 def _sample(gpu: Recorder) -> None:
-    logits = meta(VOCAB, dtype=FP32)
-    sample.penalise(gpu, logits, meta(VOCAB, dtype=torch.bool), logits, repetition=1.1, presence=0.0, frequency=0.0)
-    sample.truncate(gpu, logits, top_k=20, top_p=0.9, min_p=0.05)
-    sample.draw(gpu, logits, 0.5)
+    row, rows, settings = meta(VOCAB, dtype=FP32), meta(FEW, VOCAB, dtype=FP32), meta(FEW, 4, dtype=torch.float64)
+    sample.penalise(gpu, row, meta(VOCAB, dtype=torch.bool), row, repetition=1.1, presence=0.0, frequency=0.0)
+    sample.truncate(gpu, rows, settings)
+    sample.draw(gpu, rows, settings)

@@ -17,6 +17,7 @@ from perilune.ops.linear.formats import Weight
 from perilune.ops.mla import triton as mla
 from perilune.ops.moe import triton as moe
 from perilune.ops.norm import triton as norm
+from perilune.ops.sample import triton as sample
 
 OPS: dict[str, Callable[..., Any]] = {
     "linear": linear.linear,
@@ -27,6 +28,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "experts": moe.experts,
     "kda_prefill": kda.prefill,
     "kda_decode": kda.decode,
+    "mla_store": mla.store,
     "mla_prefill": mla.prefill,
     "mla_decode": mla.decode_rows,
 }
@@ -43,15 +45,13 @@ def open_gpu(device: torch.device) -> Gpu | str:
     return "tensors are on the CPU, and TRITON_INTERPRET is not set"
 
 
-def bound(gpu: Gpu) -> dict[str, Callable[..., Any]]:
-    """Every op, launching on `gpu`."""
-    return {name: partial(function, gpu) for name, function in OPS.items()}
+def bound(gpu: Gpu) -> dict[str, Any]:
+    """Every op as the table has it, launching on `gpu`."""
+    return {**{name: partial(function, gpu) for name, function in OPS.items()}, "sample": sample.sampling(gpu)}
 
 
 def refuses(op: str, weights: Sequence[Weight], kda_dim: int | None) -> str | None:
     """None if the kernels can serve `op` of such a model, else the reason."""
-    if op not in OPS:
-        return "no kernel: a few small torch ops"
     if op in ("kda_prefill", "kda_decode") and kda_dim is not None:
         return kda.refuses(kda_dim)
     if op in READ_WEIGHTS:

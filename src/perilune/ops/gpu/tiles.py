@@ -50,6 +50,7 @@ DEFAULTS: dict[str, Tile] = {
     "kda_chunks": _tile(4, 1, BV=16),
     "kda_norm": _tile(4, 1, BT=16),
     "kda_decode": _tile(16),
+    "mla_store": _tile(4, 1, BH=8),
     "mla_heads": _tile(4, 1, BM=16, BN=64, BK=64),
     "mla_decode": _tile(8, 1, BH=16, BC=16, BR=64),
     "mla_combine": _tile(4),

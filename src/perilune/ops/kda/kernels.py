@@ -50,7 +50,7 @@ def conv_chunk(raw, window, weight, first, tokens, raw_row, channels, TAPS: tl.c
     return tl.where((first + token < tokens)[:, None], rounded(silu(total)), 0.0)
 
 
-@triton.jit(do_not_specialize=["tokens", "slot"])
+@triton.jit(do_not_specialize=["tokens", "slot"], do_not_specialize_on_alignment=["b"])  # b's rows are a few bytes
 def prepare(
     raw, f, b, conv, a_log, dt_bias, window, qkv, inverse, running, beta,
     tokens, slot, heads, raw_row, f_row, b_row, window_row,
@@ -178,7 +178,10 @@ def intra(
 
 @triton.jit(do_not_specialize=["tokens"])
 def invert(system, beta, solve, tokens, heads):
-    """Chunk i of head h: solve = (I + A)^-1 diag(beta) bf16 from system = A fp32, [chunks, H, C, C].
+    """Chunk i of head h: solve = (I + A)^-1 diag(beta) from system = A fp32, [chunks, H, C, C].
+
+    solve [2, chunks, H, C, C] holds bf16 values and what they leave of fp32, in bf16 again: where keys repeat, one
+    rounding would put all tokens of a chunk off the same way.
 
     By forward substitution in fp32: row i of the inverse is e_i - a_i (the rows before). A series in powers of A would
     be all matrix products, but its terms grow like binomials where keys repeat.
@@ -193,7 +196,11 @@ def invert(system, beta, solve, tokens, heads):
         inverted = tl.where(token[:, None] == i, row[None, :], inverted)
     share = beta + chunk.to(tl.int64) * (C * heads) + head + token * heads
     share = tl.load(share, mask=token + chunk * C < tokens, other=0.0)
-    tl.store(solve + place + token[:, None] * C + token[None, :], narrow(inverted * share[None, :]))
+    inverted *= share[None, :]
+    high = narrow(inverted)
+    solve += place + token[:, None] * C + token[None, :]
+    tl.store(solve, high)
+    tl.store(solve + tl.num_programs(0).to(tl.int64) * (heads * C * C), narrow(inverted - wide(high)))
 
 
 @triton.jit(do_not_specialize=["tokens", "slot"])
@@ -218,6 +225,7 @@ def chunks(
     count = (tokens + C - 1) // C
     step = heads * K
     size = count.to(tl.int64) * (C * step)
+    rest = count.to(tl.int64) * (heads * C * C)
     in_row = head * K + (token[:, None] * step + dims[None, :])
     in_value = head * K + (token[:, None] * step + values[None, :])
     in_chunk = head * (C * C) + (token[:, None] * C + token[None, :])
@@ -232,7 +240,9 @@ def chunks(
         k = tl.load(scaled + size + H + in_row, mask=more[None, :], other=0.0)
         read = dot_halves(k, high, read)
         v = wide(tl.load(v_at + in_value, mask=inside, other=0.0))
-        r = dot_halves(tl.load(solve + in_chunk), v - read, tl.zeros((C, BV), tl.float32))
+        v -= read
+        r = dot(tl.load(solve + rest + in_chunk), narrow(v), tl.zeros((C, BV), tl.float32))
+        r = dot_halves(tl.load(solve + in_chunk), v, r)
         o = dot(tl.load(scaled + in_row), narrow(low), tl.zeros((C, BV), tl.float32))
         o = dot(tl.load(scaled + H + in_row, mask=more[None, :], other=0.0), narrow(high), o)
         o = dot(tl.load(mix + in_chunk), narrow(r), o)
@@ -303,10 +313,15 @@ def decode(
     heads, raw_row, f_row, b_row, gate_row, state_row, window_row, eps,
     K: tl.constexpr,
 ):  # fmt: skip
-    """Sequence i, head h: one token, from its raw projections to its gated norm; out [n, H, V] bf16."""
+    """Sequence i, head h: one token, from its raw projections to its gated norm; out [n, H, V] bf16.
+
+    A slot below 0 is padding: nothing is read or written.
+    """
     sequence, head = tl.program_id(0), tl.program_id(1)
     row = tl.load(rows + sequence)
     slot = tl.load(slots + sequence)
+    if slot < 0:
+        return
     dims = tl.arange(0, K)
     in_q, in_k, in_v = head * K + dims, (heads + head) * K + dims, (2 * heads + head) * K + dims
     raw += row * raw_row

@@ -54,7 +54,8 @@ def prefill(
     )
     _windows(gpu, raw, conv, slot, (*exports, (tokens, slot)))
     system = torch.empty(chunks, heads, CHUNK, CHUNK, dtype=fp32, device=device)
-    solve, mix = (torch.empty(system.shape, dtype=raw.dtype, device=device) for _ in range(2))
+    solve = torch.empty(2, *system.shape, dtype=raw.dtype, device=device)
+    mix = torch.empty(system.shape, dtype=raw.dtype, device=device)
     scaled = torch.empty(3, chunks * CHUNK, heads, dim, dtype=raw.dtype, device=device)
     decay = torch.empty(chunks, heads, dim, dtype=fp32, device=device)
     gpu.launch(

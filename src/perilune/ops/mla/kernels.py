@@ -10,11 +10,63 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from perilune.ops.gpu.language import dot, narrow, store
+from perilune.ops.gpu.language import dot, narrow, rounded, store, wide
 from perilune.ops.linear.kernels import weight_tile
 
 PAGE = tl.constexpr(64)
 LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def turned(even, odd, cos, sin):
+    """A pair (even, odd) of bf16 values rotated, in fp32."""
+    even, odd = wide(even), wide(odd)
+    return narrow(even * cos - odd * sin), narrow(even * sin + odd * cos)
+
+
+@triton.jit
+def store_latents(
+    q, kv, norm, cos, sin, pages, page_ids, offsets, heads, rank, pe, nope, q_row, kv_row, page_row, eps,
+    ROTATED: tl.constexpr, R: tl.constexpr, PE: tl.constexpr, BH: tl.constexpr,
+):  # fmt: skip
+    """Token t: program (t, 0) stores its normed latent and rotated key in its page, program (t, i + 1) rotates the
+    last pe values of q [T, H, nope + pe] in BH heads, in place.
+
+    kv [T, rank + pe]; cos and sin [T, pe / 2] fp32, not read unless ROTATED; pages [P, 64, rank + pe]. PE is pe / 2 up
+    to a power of two: keys are rotated in pairs (x0, x1), (x2, x3), ... A page below 0 is padding: it is not written.
+    """
+    token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    half = pe // 2
+    pair = tl.arange(0, PE)
+    real = pair < half
+    c = tl.load(cos + token * half + pair, mask=real & ROTATED, other=0.0)
+    s = tl.load(sin + token * half + pair, mask=real & ROTATED, other=0.0)
+    if part == 0:
+        dims = tl.arange(0, R)
+        row = kv + token * kv_row
+        place = tl.load(page_ids + token)
+        inside = dims < tl.where(place < 0, 0, rank)
+        real = pair < tl.where(place < 0, 0, half)
+        page = pages + place * page_row + tl.load(offsets + token) * (rank + pe)
+        x = wide(tl.load(row + dims, mask=inside, other=0.0))
+        x = rounded(x * tl.rsqrt(tl.sum(x * x, axis=0) / rank + eps))
+        tl.store(page + dims, narrow(x * wide(tl.load(norm + dims, mask=inside, other=0.0))), mask=inside)
+        key = row + rank + 2 * pair
+        even, odd = tl.load(key, mask=real, other=0.0), tl.load(key + 1, mask=real, other=0.0)
+        if ROTATED:
+            even, odd = turned(even, odd, c, s)
+        tl.store(page + rank + 2 * pair, even, mask=real)
+        tl.store(page + rank + 2 * pair + 1, odd, mask=real)
+    else:
+        head = (part - 1) * BH + tl.arange(0, BH)
+        known = (head < heads)[:, None] & real[None, :]
+        query = q + token * q_row + nope + (head[:, None] * (nope + pe) + 2 * pair[None, :])
+        first, second = tl.load(query, mask=known, other=0.0), tl.load(query + 1, mask=known, other=0.0)
+        first, second = turned(first, second, c[None, :], s[None, :])
+        # lanes may hold the same value twice: none may still be reading what another overwrites
+        tl.debug_barrier()
+        tl.store(query, first, mask=known)
+        tl.store(query + 1, second, mask=known)
 
 
 @triton.jit(do_not_specialize=["m"])

@@ -11,12 +11,44 @@ from torch import Tensor
 
 from perilune.ops.gpu.launch import Gpu
 from perilune.ops.linear.formats import Weight
-from perilune.ops.linear.triton import product, stored
+from perilune.ops.linear.triton import product, rows, stored
 from perilune.ops.mla import kernels
-from perilune.ops.mla.reference import PAGE, Shape
+from perilune.ops.mla.reference import PAGE, Rotation, Shape
 
 STRETCH = 64 * PAGE  # tokens of context whose keys and values are expanded at a time
 LEAST = 16  # the smallest side of a matrix product
+
+
+def store(
+    gpu: Gpu,
+    q: Tensor,
+    kv: Tensor,
+    norm: Tensor,
+    eps: float,
+    rotation: Rotation | None,
+    pages: Tensor,
+    page_ids: Tensor,
+    offsets: Tensor,
+) -> Tensor:
+    """As the reference: q [T, H, nope + rope] bf16, rotated in place; latents and keys are in the pages."""
+    (tokens, heads, width), rank = q.shape, norm.shape[0]
+    pe = kv.shape[-1] - rank
+    if not tokens:
+        return q
+    q, kv, tile = _dense(q), rows(kv), gpu.tile("mla_store")
+    cos, sin = (q, q) if rotation is None else (part.contiguous() for part in rotation)
+    bands = 0 if rotation is None else -(-heads // tile.blocks["BH"])
+    gpu.launch(
+        kernels.store_latents,
+        (tokens, 1 + bands),
+        *(q, kv, norm, cos, sin, pages, page_ids, offsets, heads, rank, pe, width - pe),
+        *(q.stride(0), kv.stride(0), pages.stride(0), eps),
+        tile=tile,
+        ROTATED=rotation is not None,
+        R=triton.next_power_of_2(rank),
+        PE=triton.next_power_of_2(-(-pe // 2)),
+    )
+    return q
 
 
 def prefill(
@@ -29,7 +61,7 @@ def prefill(
     tokens, heads, width = q.shape
     nope, v_dim, rank = shape["nope"], shape["v_dim"], shape["rank"]
     pe, end, device = width - nope, start + tokens, q.device
-    q = q if q.stride(-1) == 1 and q.stride(-2) == width else q.contiguous()
+    q = _dense(q)
     out = torch.empty(tokens, heads, v_dim, dtype=torch.float32, device=device)
     peaks = torch.empty(tokens, heads, dtype=torch.float32, device=device)
     totals = torch.empty_like(peaks)
@@ -79,7 +111,7 @@ def decode_rows(
     count, heads, width = q.shape
     nope, v_dim, rank = shape["nope"], shape["v_dim"], shape["rank"]
     pe, device, w = width - nope, q.device, stored(kv_b)
-    q = q if q.stride(-1) == 1 and q.stride(-2) == width else q.contiguous()
+    q = _dense(q)
     table, length = _packed(tables, lengths, device)
     query = torch.empty(count, heads, rank + pe, dtype=q.dtype, device=device)
     query[..., rank:] = q[..., nope:]
@@ -133,6 +165,11 @@ def _packed(tables: Sequence[Tensor], lengths: Sequence[int], device: torch.devi
     table = tables if isinstance(tables, Tensor) else torch.nn.utils.rnn.pad_sequence(list(tables), batch_first=True)
     length = lengths if isinstance(lengths, Tensor) else torch.tensor(lengths, dtype=torch.int64)
     return table, length.to(device, non_blocking=True)
+
+
+def _dense(q: Tensor) -> Tensor:
+    """q [T, H, D] with the values of a token side by side; tokens may lie apart."""
+    return q if q.stride(-1) == 1 and q.stride(-2) == q.shape[-1] else q.contiguous()
 
 
 def _padded(size: int) -> int:

@@ -44,26 +44,31 @@ def threshold(row, size, wanted, peak, floor, MASS: tl.constexpr, BLOCK: tl.cons
     key = tl.zeros((), tl.int64)
     for bit in range(32):
         tried = key + (tl.full((), 1 << 31, tl.int64) >> bit)
-        reached = tl.zeros((), tl.float32)
+        sums = tl.zeros((BLOCK,), tl.float32)  # lanes meet once a pass, not once a block
         for first in range(0, size, BLOCK):
             x = read(row, first + tl.arange(0, BLOCK), size)
             keys = ordered(x)
             weight = tl.exp(x - peak) if MASS else tl.where(keys > 0, 1.0, 0.0)
-            reached += tl.sum(tl.where((keys >= tried) & (keys >= floor), weight, 0.0), axis=0)
-        key = tl.where(reached >= wanted, tried, key)
+            sums += tl.where((keys >= tried) & (keys >= floor), weight, 0.0)
+        key = tl.where(tl.sum(sums, axis=0) >= wanted, tried, key)
     return key
 
 
-@triton.jit(do_not_specialize=["top_k", "top_p", "min_p"])
-def truncate(logits, out, size, top_k, top_p, min_p, BLOCK: tl.constexpr):
-    """As the reference. Of tokens equal to the last that top-p keeps, those with the lowest ids stay."""
+@triton.jit
+def truncate(logits, settings, out, size, BLOCK: tl.constexpr):
+    """As the reference, with top_k, top_p and min_p in columns 0 to 2 of settings [n, 4] fp64. Of tokens equal to the
+    last that top-p keeps, those with the lowest ids stay."""
     row = logits + tl.program_id(0).to(tl.int64) * size
+    settings += tl.program_id(0) * 4
+    top_k = tl.load(settings).to(tl.float32)
+    top_p = tl.load(settings + 1).to(tl.float32)
+    min_p = tl.load(settings + 2).to(tl.float32)
     peak = float("-inf")
     for first in range(0, size, BLOCK):
         peak = tl.maximum(peak, tl.max(read(row, first + tl.arange(0, BLOCK), size), axis=0))
     floor = tl.full((), 1, tl.int64)
-    if top_k > 0:
-        floor = tl.maximum(floor, threshold(row, size, top_k * 1.0, peak, floor, False, BLOCK))
+    if (top_k > 0) & (top_k < size):
+        floor = tl.maximum(floor, threshold(row, size, top_k, peak, floor, False, BLOCK))
     last = tl.zeros((), tl.int64)  # the key some of whose tokens may have to go
     room = tl.full((), 1.0, tl.float32) * size  # how many of them stay
     if top_p < 1.0:
@@ -95,8 +100,9 @@ def truncate(logits, out, size, top_k, top_p, min_p, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def draw(logits, uniform, out, size, BLOCK: tl.constexpr):
-    """out [n] int64: the token whose share of the cumulative probability holds uniform [n] fp64. Sums are fp64."""
+def draw(logits, settings, out, size, BLOCK: tl.constexpr):
+    """out [n] int64: the token whose share of the cumulative probability holds column 3 of settings [n, 4] fp64, -1
+    where no token has one. Sums are fp64."""
     i = tl.program_id(0)
     row = logits + i.to(tl.int64) * size
     peak = float("-inf")
@@ -105,7 +111,7 @@ def draw(logits, uniform, out, size, BLOCK: tl.constexpr):
     total = tl.zeros((), tl.float64)
     for first in range(0, size, BLOCK):
         total += tl.sum(tl.exp(read(row, first + tl.arange(0, BLOCK), size) - peak).to(tl.float64), axis=0)
-    target = tl.load(uniform + i) * total
+    target = tl.load(settings + i * 4 + 3) * total
     reached = tl.zeros((), tl.float64)
     token = tl.full((), 1 << 30, tl.int32)
     possible = tl.zeros((), tl.int32)  # rounding may leave none above the target: then the last with any share
@@ -116,4 +122,5 @@ def draw(logits, uniform, out, size, BLOCK: tl.constexpr):
         token = tl.minimum(token, tl.min(tl.where(above & (share > 0), at, 1 << 30), axis=0))
         possible = tl.maximum(possible, tl.max(tl.where(share > 0, at, 0), axis=0))
         reached += tl.sum(share, axis=0)
-    tl.store(out + i, tl.where(token < (1 << 30), token, possible).to(tl.int64))
+    token = tl.where(token < (1 << 30), token, possible)
+    tl.store(out + i, tl.where(total > 0, token, -1).to(tl.int64))

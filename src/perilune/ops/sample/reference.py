@@ -1,9 +1,15 @@
-"""From one row of logits to one token, in plain torch. Every function takes and returns fp32 [V].
+"""From rows of logits to a token each, in plain torch. A row is fp32 [V].
 
-A row is processed alone, so a request's tokens do not depend on the batch it ran in.
+A row is processed alone, so a request's tokens do not depend on the batch it ran in. `greedy` and `choose` take all
+rows of a step: a GPU is asked once, and waited for once.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +17,45 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _BLOCK = 512
+NONE = -1
+
+
+class Choice(NamedTuple):
+    """How one token is drawn: what is left out first (0, 1.0 and 0.0 are off), and the draw in [0, 1)."""
+
+    top_k: int
+    top_p: float
+    min_p: float
+    u: float
+
+    @property
+    def truncates(self) -> bool:
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """One backend's way from logits to tokens; signatures and meanings are those of the functions in this file."""
+
+    penalise: Callable[..., Tensor]
+    greedy: Callable[[Sequence[Tensor]], list[int]]
+    choose: Callable[[Sequence[Tensor], Sequence[Choice]], list[int]]
+
+
+def greedy(rows: Sequence[Tensor]) -> list[int]:
+    """The best token of each row, of equal ones the first."""
+    return [int(row.argmax()) for row in rows]
+
+
+def choose(rows: Sequence[Tensor], choices: Sequence[Choice]) -> list[int]:
+    """A token of each row, truncated and drawn; NONE for a row that has none to draw: a NaN, or nothing finite."""
+    return [_choose(row, *choice) for row, choice in zip(rows, choices, strict=True)]
+
+
+def _choose(logits: Tensor, top_k: int, top_p: float, min_p: float, u: float) -> int:
+    if not math.isfinite(float(logits.max())):
+        return NONE
+    return draw(truncate(logits, top_k=top_k, top_p=top_p, min_p=min_p), u)
 
 
 def penalise(
@@ -87,3 +132,6 @@ def _first_above(cumulative: Tensor, target: float) -> int:
     """Where the running sum first exceeds `target`; rounding may leave none, then where it first is all it becomes."""
     at = int(torch.searchsorted(cumulative, target, right=True))
     return at if at < cumulative.shape[0] else int(torch.searchsorted(cumulative, cumulative[-1]))
+
+
+SAMPLING = Sampling(penalise, greedy, choose)

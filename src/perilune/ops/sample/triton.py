@@ -1,12 +1,21 @@
-"""Sampling in Triton: `kernels.py`. One row at a time, as the reference; the kernels take any number."""
+"""Sampling in Triton: `kernels.py`. All rows of a step at once, a program each."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from perilune.ops.gpu.launch import Gpu
 from perilune.ops.sample import kernels
+from perilune.ops.sample.reference import Choice, Sampling
+
+
+def sampling(gpu: Gpu) -> Sampling:
+    """Every function of the reference, on `gpu`."""
+    return Sampling(partial(penalise, gpu), greedy, partial(choose, gpu))
 
 
 def penalise(
@@ -20,21 +29,38 @@ def penalise(
     return out
 
 
-def truncate(gpu: Gpu, logits: Tensor, *, top_k: int, top_p: float, min_p: float) -> Tensor:
-    """As the reference: [V] fp32 -> [V], -inf where a token is left out."""
-    (size,) = logits.shape
-    top_k = top_k if top_k < size else 0
-    if top_k <= 0 and top_p >= 1.0 and min_p <= 0.0:
-        return logits
-    out = torch.empty_like(logits)
-    limits = (max(top_k, 0), float(top_p), float(min_p))
-    gpu.launch(kernels.truncate, (1,), logits, out, size, *limits, tile=gpu.tile("sample"))
+def greedy(rows: Sequence[Tensor]) -> list[int]:
+    """As the reference. Waits for the GPU."""
+    found: list[int] = torch.stack(list(rows)).argmax(-1).tolist()
+    return found
+
+
+def choose(gpu: Gpu, rows: Sequence[Tensor], choices: Sequence[Choice]) -> list[int]:
+    """As the reference. Waits for the GPU."""
+    logits = torch.stack(list(rows))
+    settings = asked(choices, logits.device)
+    if any(choice.truncates for choice in choices):
+        logits = truncate(gpu, logits, settings)
+    found: list[int] = draw(gpu, logits, settings).tolist()
+    return found
+
+
+def truncate(gpu: Gpu, logits: Tensor, settings: Tensor) -> Tensor:
+    """As the reference, row by row: [n, V] fp32 -> [n, V], -inf where a token is left out."""
+    out, (count, size) = torch.empty_like(logits), logits.shape
+    gpu.launch(kernels.truncate, (count,), logits, settings, out, size, tile=gpu.tile("sample"))
     return out
 
 
-def draw(gpu: Gpu, logits: Tensor, u: float) -> int:
-    """As the reference: [V] fp32, finite or -inf, and u in [0, 1) -> a token. Waits for the GPU."""
-    token = torch.empty(1, dtype=torch.int64, device=logits.device)
-    uniform = torch.full((1,), u, dtype=torch.float64, device=logits.device)
-    gpu.launch(kernels.draw, (1,), logits, uniform, token, logits.shape[0], tile=gpu.tile("sample"))
-    return int(token) if token.device.type != "meta" else 0
+def draw(gpu: Gpu, logits: Tensor, settings: Tensor) -> Tensor:
+    """As the reference, row by row: [n, V] fp32 -> [n] int64."""
+    count, size = logits.shape
+    out = torch.empty(count, dtype=torch.int64, device=logits.device)
+    gpu.launch(kernels.draw, (count,), logits, settings, out, size, tile=gpu.tile("sample"))
+    return out
+
+
+def asked(choices: Sequence[Choice], device: torch.device) -> Tensor:
+    """One row [top_k, top_p, min_p, u] per choice, fp64."""
+    host = torch.tensor([tuple(choice) for choice in choices], dtype=torch.float64, pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)
