@@ -12,6 +12,7 @@ from perilune.bench.store import Entry, by_point
 from perilune.errors import ConfigError
 
 _ORDER: tuple[Verdict, ...] = ("worse", "unknown", "better", "same")
+_MEANING = {0: "nothing is worse", 1: "something is worse", 3: "not enough data to tell, more repeats would"}
 METRICS = ("output_per_s", "ttft_p50", "tpot_p50", "e2e_response_p50")
 """Compared unless others are asked for. Medians, since repeats are few; p99 can be asked for."""
 
@@ -91,11 +92,8 @@ def lines(found: Comparison) -> list[str]:
         for name, row in zip(names, rows, strict=True)
     ]
     counts = Counter(row.judged.verdict for row in rows)
-    meaning = {0: "nothing is worse", 1: "something is worse", 3: "not enough data to tell, more repeats would"}[
-        found.exit_code
-    ]
     tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _ORDER if counts[verdict])
-    return [*shown, *found.missing, f"{tally}: {meaning}"]
+    return [*shown, *found.missing, f"{tally}: {_MEANING[found.exit_code]}"]
 
 
 def _keyed(entries: Sequence[Entry]) -> dict[tuple[str, ...], list[Entry]]:

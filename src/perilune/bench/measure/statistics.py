@@ -78,10 +78,8 @@ def judge(
     if (low > 1 and ratio > ceiling) or (high < 1 and ratio < floor):
         gained = (ratio > 1) == (better == "higher")
         return Judged("better" if gained else "worse", ratio, low, high, f"{ratio - 1:+.1%}")
-    range_ = (
-        f"{low - 1:+.1%} to {high - 1:+.1%}" if low > 0.5 and high < 2 else "anything from half to double, or beyond"
-    )
-    return Judged("unknown", ratio, low, high, f"{ratio - 1:+.1%}, could be {range_}")
+    span = f"{low - 1:+.1%} to {high - 1:+.1%}" if low > 0.5 and high < 2 else "anything from half to double, or beyond"
+    return Judged("unknown", ratio, low, high, f"{ratio - 1:+.1%}, could be {span}")
 
 
 def mcnemar(only_old: int, only_new: int) -> float:
