@@ -148,7 +148,9 @@ def _drawn(line: Line, across: _Scale, up: _Scale) -> list[str]:
             kind = "hollow" if mark.hollow or line.dashed else "full"
             parts.append(f'<circle class="{colour} {kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
         if mark.name:
-            parts.append(f'<text x="{x + 8:.1f}" y="{y - 7:.1f}">{escape(mark.name)}</text>')
+            right = f'x="{x + 8:.1f}" y="{y - 7:.1f}"'
+            beside = right if x < 0.8 * _WIDTH else f'x="{x - 8:.1f}" y="{y + 18:.1f}" text-anchor="end"'
+            parts.append(f"<text {beside}>{escape(mark.name)}</text>")
     return parts
 
 

@@ -97,8 +97,8 @@ class Headline:
 
 
 def headlines(points: Sequence[Measured]) -> list[Headline]:
-    """The best of each that was measured, among valid points if there are any; repeats are averaged."""
-    points = [point for point in points if point.status == "valid"] or points
+    """The best of each that was measured, among points with a valid run if there are any; repeats are averaged."""
+    points = [p for p in points if any(run["verdict"]["status"] == "valid" for run in p.runs)] or points
     speed = "output_per_s_gpu" if any(point.first["gpus"] for point in points) else "output_per_s"
     unit = "tokens/s per GPU" if speed.endswith("gpu") else "tokens/s"
     found = []

@@ -44,7 +44,8 @@ def cell(point: Measured, column: Column) -> str:
     found = point.of(column.metric)
     if found is None:
         return "–"
-    spread = "" if found.high is None else f" ± {number((found.high - found.mean) * column.scale, 2)}"
+    half = 0.0 if found.high is None else (found.high - found.mean) * column.scale
+    spread = f" ± {number(half, 2)}" if half else ""
     return f"{number(found.mean * column.scale)}{spread}"
 
 
