@@ -1,9 +1,10 @@
 """Two engines of this host, one answer: what handing a prompt over costs, and what streaming hides.
 
-    python benchmarks/handover.py MODEL [--tokens 4096] [--transport local] [--repeats 3] [--dtype auto]
+    python benchmarks/handover.py MODEL [--tokens 4096] [--transport local] [--repeats 3] [--moves N] [--dtype auto]
 
 Prints time to first token from one engine alone, handed over whole, and streamed; how much of the latents had arrived
-before the prompt was finished; and what the decode engine's other request does meanwhile.
+before the prompt was finished; and what the decode engine's other request does meanwhile. With `--moves` only how long
+it takes to move the cache of one prompt, N times, which the prefill engine reads once.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from perilune.engine.request import Borrow, Handover, Lend, SamplingParams
 from perilune.engine.roles import RoleConfig
 from perilune.pd.keys import KEY_VARIABLE
 
+_SECONDS = "pd_transfer_seconds_total"
 ONE = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
 
 
 def _config(role: str, asked: argparse.Namespace) -> EngineConfig:
     pd = RoleConfig(role, transports=(asked.transport,), stream=True)
     return EngineConfig.of(
-        asked.model, dtype=asked.dtype, max_context=asked.tokens + 2048, max_running=2, prefix_cache=False, threads=1,
-        pd=pd,
+        asked.model, dtype=asked.dtype, max_context=asked.tokens + 2048, max_running=2, threads=1, pd=pd,
+        prefix_cache=bool(asked.moves) and role == "prefill",
     )  # fmt: skip
 
 
@@ -64,6 +66,21 @@ async def _gaps(d: AsyncEngine, prompt: Sequence[int], stop: asyncio.Event) -> l
     return found
 
 
+async def _moves(p: AsyncEngine, d: AsyncEngine, prompt: Sequence[int], count: int) -> None:
+    """Prints the seconds from the second leg's arrival to the verdict that the bytes are valid; the first meets the
+    other engine and is left out of the median."""
+    seconds, nbytes = [], 0
+    for _ in range(count + 1):
+        before = await d.stats()
+        await _split(p, d, prompt, early=False)
+        after = await d.stats()
+        seconds.append(float(after[_SECONDS]) - float(before[_SECONDS]))
+        nbytes = int(after["pd_received_bytes_total"]) - int(before["pd_received_bytes_total"])
+    median = statistics.median(seconds[1:])
+    print(f"{seconds[0] * 1e3:.1f} ms the first time, then {min(seconds[1:]) * 1e3:.1f} at best, {median * 1e3:.1f} ms")
+    print(f"for {nbytes:,} bytes: {nbytes / median / 1e9:.2f} GB/s")
+
+
 async def _measure(asked: argparse.Namespace) -> None:
     p, d = await asyncio.gather(AsyncEngine.start(_config("prefill", asked)), AsyncEngine.start(_config("both", asked)))
     for line in d.because:
@@ -71,6 +88,10 @@ async def _measure(asked: argparse.Namespace) -> None:
             print(line)
     rng = [int(byte) for byte in os.urandom(asked.tokens)]
     prompt = [64 + value % 128 for value in rng]
+    if asked.moves:
+        await _moves(p, d, prompt, asked.moves)
+        await asyncio.gather(p.close(), d.close())
+        return
     names = {"alone": [], "whole": [], "streamed": []}  # type: dict[str, list[float]]
     for _ in range(asked.repeats):
         names["alone"].append((await _first(d, prompt))[0])
@@ -85,7 +106,7 @@ async def _measure(asked: argparse.Namespace) -> None:
     for name, seconds in names.items():
         print(f"{name:<9}{statistics.median(seconds) * 1e3:9.1f} ms to the first token")
     print(f"{early / latents:.1%} of {latents:,} bytes of latents, and {status['cost']['state_bytes']:,} of state")
-    mean = float(after["pd_transfer_seconds_total"]) / float(after["pd_transfers_total"])
+    mean = float(after[_SECONDS]) / float(after["pd_transfers_total"])
     print(f"{mean * 1e3:.1f} ms per transfer, streamed ones from their ticket on")
     quiet, busy = asyncio.Event(), asyncio.Event()
     decoding = asyncio.create_task(_gaps(d, prompt[:64], quiet))
@@ -108,6 +129,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--transport", default="local")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--moves", type=int, default=0)
     parser.add_argument("--dtype", default="auto")
     os.environ.setdefault(KEY_VARIABLE, secrets.token_hex(16))
     asyncio.run(_measure(parser.parse_args()))

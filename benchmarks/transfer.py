@@ -4,8 +4,8 @@
 
 Geometry is Kimi-Linear-48B's in bf16 with fp32 state: 41.4 MiB of state, 8,064 bytes of latents per token. Page tables
 are shuffled, so that no two pages can be joined. A hand-over is timed from the ticket's arrival to the verdict that the
-bytes are valid: claim, manifest, plan, copy, release. The raw rate is that of the same transport reading as many bytes
-in one piece, with nothing else around it.
+bytes are valid: claim, manifest, plan, copy, release. The raw rate is that of the same transport reading the same bytes
+in one piece of each pool, with nothing else around it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from perilune.cache.arena import CacheArenas
 from perilune.cache.budget import plan_cache
 from perilune.cache.geometry import CacheGeometry, pages_for
 from perilune.models.spec import DenseSpec, KdaSpec, LayerSpec, MlaSpec, ModelSpec
-from perilune.pd.compiler import Place, Runs, compile_pull
+from perilune.pd.compiler import POOL_SHIFT, Place, Runs, compile_pull
 from perilune.pd.exchange import Exchange
 from perilune.pd.keys import ClusterKey
 from perilune.pd.memory import Memory
@@ -129,14 +129,14 @@ def measure(transport: str, tokens: int, repeat: int) -> Row:
 
 
 def raw(engine: Engine, name: str, address: bytes, nbytes: int) -> float:
-    """Seconds for `nbytes` in one piece over a transport of its own, connected before."""
+    """Seconds for the same bytes over a transport of its own, connected before: one piece of either pool, each byte
+    once, since what is read twice comes out of a processor's cache."""
     transport = engine.made_by[name](engine.memory)
     try:
         peer = transport.connect(address)
-        size = min(nbytes, engine.memory.sizes[0])
-        whole = [Runs(np.array([0]), np.array([0]), np.array([size]))] * (nbytes // size)
-        if rest := nbytes - size * len(whole):
-            whole.append(Runs(np.array([0]), np.array([0]), np.array([rest])))
+        latents = min(nbytes, engine.memory.sizes[0])
+        pieces = ((0, latents), (1 << POOL_SHIFT, nbytes - latents))  # pages from the first, then a slot
+        whole = [Runs(np.array([start]), np.array([start]), np.array([size])) for start, size in pieces if size]
         batches = [batch for runs in whole for batch in runs.batches(transport.batch_bytes)]
         warm = transport.read(peer, Runs(np.array([0]), np.array([0]), np.array([4096])))
         while not warm.over:
@@ -172,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--transports", default="tcp,local,nixl")
     parser.add_argument("--tokens", default="4096,32768")
-    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--repeat", type=int, default=9)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     asked = parser.parse_args()

@@ -7,8 +7,7 @@ processor has it), decode every byte once per step however many sequences share 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from machine import Machine
+from typing import Protocol
 
 from peers.workloads import Workload
 from perilune.cache.geometry import CacheGeometry
@@ -16,6 +15,16 @@ from perilune.models.checkpoint import Checkpoint
 from perilune.models.spec import ModelSpec, MoeSpec
 from perilune.plan.parameters import Parameters, count_parameters
 from perilune.plan.roofline import decode_flops, prefill_flops
+
+
+class Ceilings(Protocol):
+    """What was measured of a machine: GB/s, and operations per nanosecond of its fastest product."""
+
+    @property
+    def read(self) -> float: ...
+
+    @property
+    def fastest(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -31,11 +40,11 @@ class Floors:
     always: int
     experts: int
     embedding: int
-    machine: Machine
+    machine: Ceilings
     chunk: int
 
     @staticmethod
-    def of(checkpoint: Checkpoint, machine: Machine, chunk: int) -> Floors:
+    def of(checkpoint: Checkpoint, machine: Ceilings, chunk: int) -> Floors:
         held = checkpoint.held("bfloat16")
         experts = sum(entry.nbytes for entry in held if entry.stacked)
         embedding = next(entry.nbytes for entry in held if entry.name == "embed")
@@ -57,17 +66,17 @@ class Floors:
         seen = 2 * row.depth + row.tokens  # prefill_flops takes a whole prompt, of which a token sees half
         operations = row.tokens * prefill_flops(self.spec, self.parameters, seen) + 2 * self.parameters.head
         chunks = [min(self.chunk, row.tokens - first) for first in range(0, row.tokens, self.chunk)]
-        read = sum(self._weights(tokens) for tokens in chunks)
+        read = sum(self.weights(tokens) for tokens in chunks)
         return max(operations / self.machine.fastest, read / self.machine.read) / 1e9
 
     def _decode(self, row: Workload) -> float:
         depth, n = row.depth + row.tokens // 2, row.sequences
         state = 2 * (self.geometry.state_bytes + self.geometry.conv_bytes)
-        read = self._weights(n) + n * (state + depth * self.geometry.bytes_per_token)
+        read = self.weights(n) + n * (state + depth * self.geometry.bytes_per_token)
         operations = n * decode_flops(self.spec, self.parameters, depth)
         return row.tokens * max(operations / self.machine.fastest, read / self.machine.read) / 1e9
 
-    def _weights(self, tokens: int) -> float:
+    def weights(self, tokens: int) -> float:
         """Bytes that `tokens` tokens read together if routing is even: an expert is missed with (1 - k/E)^tokens."""
         moe = next(layer.ffn for layer in self.spec.layers if isinstance(layer.ffn, MoeSpec))
         return self.always + self.experts * (1 - (1 - moe.top_k / moe.experts) ** tokens)

@@ -18,10 +18,11 @@ from perilune.engine.request import SamplingParams
 class Perilune:
     """Prefix cache and scheduler are at work: a deep base is computed once and found again, as in a conversation."""
 
-    def __init__(self, model: str, threads: int, context: int, sequences: int, chunk: int, profile: bool) -> None:
-        config = EngineConfig(
-            model, max_context=context, max_running=sequences, prefill_chunk=chunk, threads=threads, dtype="bfloat16"
-        )
+    def __init__(
+        self, model: str, threads: int, context: int, sequences: int, chunk: int, profile: bool, **more: Any
+    ) -> None:
+        sizes = {"max_context": context, "max_running": sequences, "prefill_chunk": chunk, "threads": threads}
+        config = EngineConfig(model, dtype="bfloat16", **sizes, **more)
         self._core = EngineCore(config, Path(model))
         self._context, self._vocab = context, self._core.spec.vocab
         self._requests = 0

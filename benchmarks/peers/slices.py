@@ -33,8 +33,8 @@ RECIPE = 1  # goes up when the same name would mean other bits; older slices are
 
 # A nibble drawn evenly becomes one of these codes: bell-shaped, mean 0, as quantised weights are.
 _CODES = np.array([-7, -5, -4, -3, -2, -1, -1, 0, 0, 1, 1, 2, 3, 4, 5, 7]) + 8
-_CODES_STD = 3.62
-_BYTE = np.array([low | high << 4 for high in _CODES for low in _CODES], dtype=np.uint8)
+CODES_STD = 3.62
+BYTES = np.array([low | high << 4 for high in _CODES for low in _CODES], dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,11 @@ def _stored(tensor: TensorSpec, spec: ModelSpec, seed: int) -> Iterator[tuple[st
     """(name in the file, value) of everything that stands for `tensor`."""
     random = np.random.Generator(np.random.SFC64([seed, zlib.crc32(tensor.stored.encode())]))
     if not tensor.quantisable:
-        yield tensor.stored, _dense(tensor, spec, random)
+        yield tensor.stored, dense(tensor, spec, random)
         return
     module = tensor.stored.removesuffix(".weight")
     rows, columns = tensor.shape
-    codes = _BYTE[np.frombuffer(random.bytes(rows * columns // 2), np.uint8)]
+    codes = BYTES[np.frombuffer(random.bytes(rows * columns // 2), np.uint8)]
     yield f"{module}.weight_packed", torch.from_numpy(codes.view(np.int32).reshape(rows, columns // 8))
     yield f"{module}.weight_scale", _scales(tensor, random)
     yield f"{module}.weight_shape", torch.tensor(tensor.shape, dtype=torch.int32)
@@ -147,13 +147,13 @@ def _scales(tensor: TensorSpec, random: np.random.Generator) -> Tensor:
     """
     rows, columns = tensor.shape
     groups = columns // GROUP
-    even = columns**-0.5 / _CODES_STD
+    even = columns**-0.5 / CODES_STD
     if tensor.name.endswith(".kv_b"):
         return torch.full((rows, groups), even, dtype=torch.bfloat16)
     return torch.from_numpy(random.uniform(0.75 * even, 1.25 * even, (rows, groups))).bfloat16()
 
 
-def _dense(tensor: TensorSpec, spec: ModelSpec, random: np.random.Generator) -> Tensor:
+def dense(tensor: TensorSpec, spec: ModelSpec, random: np.random.Generator) -> Tensor:
     """Values of the size trained models have: norms near 1, decay rates of 1 to 16, steps of 0.001 to 0.1."""
     kind, shape = tensor.name.rsplit(".", 1)[-1], tensor.shape
     if kind == "a_log":

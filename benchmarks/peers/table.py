@@ -71,24 +71,25 @@ def as_json(machine: Any, about: Mapping[str, Any], rows: Iterable[Row]) -> dict
 
 def heading() -> str:
     """The line above the rows."""
-    return _line(_HEAD)
+    return line(_HEAD)
 
 
 def text(row: Row) -> str:
     """One line; a ratio that misses its target is marked."""
     sign = "≤" if row.smaller_is_better else "≥"
     target = "" if row.target is None else f"{sign} {row.target:.2f}" + (" no" if row.reached is False else "")
-    ours, theirs, third = (_number(row.value(engine)) for engine in ENGINES)
-    limit, of_limit = _number(row.limit), "" if row.of_limit is None else f"{row.of_limit:.0%}"
+    ours, theirs, third = (number(row.value(engine)) for engine in ENGINES)
+    limit, of_limit = number(row.limit), "" if row.of_limit is None else f"{row.of_limit:.0%}"
     ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-    return _line((f"{row.name}, {row.unit}", ours, theirs, ratio, target, limit, of_limit, third))
+    return line((f"{row.name}, {row.unit}", ours, theirs, ratio, target, limit, of_limit, third))
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """Three digits that matter."""
     return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _line(cells: Sequence[str]) -> str:
-    first, *rest = (cell.rjust(width) for cell, width in zip(cells, _WIDTHS, strict=True))
+def line(cells: Sequence[str], widths: Sequence[int] = _WIDTHS) -> str:
+    """The first cell to the left, all others to the right."""
+    first, *rest = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
     return " ".join((cells[0].ljust(len(first)), *rest)).rstrip()

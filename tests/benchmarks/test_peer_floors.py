@@ -47,8 +47,8 @@ def test_more_sequences_share_the_weights_and_depth_costs(floors: Floors) -> Non
 
 
 def test_one_token_reads_its_experts_and_many_read_them_all(floors: Floors) -> None:
-    assert floors._weights(1) == floors.always + floors.experts * 2 / 4
-    assert floors._weights(512) == pytest.approx(floors.always + floors.experts)
+    assert floors.weights(1) == floors.always + floors.experts * 2 / 4
+    assert floors.weights(512) == pytest.approx(floors.always + floors.experts)
 
 
 def test_second_threads_of_a_core_are_not_counted(tmp_path: Path) -> None:

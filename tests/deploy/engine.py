@@ -16,8 +16,12 @@ SAYS = {
     "flag": "vllm: error: unrecognized arguments: --swap-space 4",
     "port": "OSError: [Errno 98] Address already in use",
     "files": "RuntimeError: hipMemCreate: out of memory (Too many open files)",
+    "vocabulary": 'src/llama-vocab.cpp:3422: GGML_ASSERT(tokenizer && "Tokenizer not initialized.") failed',
+    "assertion": "ggml.c:42: GGML_ASSERT(a->ne[0] == b->ne[0]) failed",
     "fault": "Memory access fault by GPU node-1 on address 0x7f. Reason: Page not present or supervisor privilege.",
 }
+
+ABORTS = ("vocabulary", "assertion")
 
 
 class Ready(http.server.BaseHTTPRequestHandler):
@@ -32,6 +36,8 @@ def main(how: str, port: int) -> None:
     print(f"starting, {how}, with {os.environ.get('ENGINE_WORD', 'no word')}", flush=True)
     if how in SAYS:
         print(SAYS[how], flush=True)
+        if how in ABORTS:
+            os.abort()
         sys.exit(1)
     if how == "crash":
         print("something odd", flush=True)

@@ -54,6 +54,8 @@ def failed(how: str, port: int, tmp_path: Path, seconds: float = 60) -> EngineFa
         ("port", "port", "--port"),
         ("files", "open files", "ulimit"),
         ("fault", "page fault", "linux-firmware"),
+        ("vocabulary", "vocabulary", "converted with its tokenizer"),
+        ("assertion", "assertion", "another build"),
         ("crash", "crash", "Read the log"),
         ("segfault", "crash", "Read the log"),
         ("killed", "killed", "--max-context"),

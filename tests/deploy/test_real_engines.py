@@ -1,8 +1,9 @@
 """Other engines for real, where they are installed: `perilune serve` starts them, `perilune smoke` asks, directly
 and through `perilune route`, a signal ends.
 
-PERILUNE_VLLM=/venv/bin/vllm; PERILUNE_GGUF=FILE with PERILUNE_LLAMA_SERVER=/path/llama-server or
-PERILUNE_LLAMA_CPP_PYTHON="/venv/bin/python -m llama_cpp.server". Minutes: -m slow.
+PERILUNE_VLLM=/venv/bin/vllm; PERILUNE_LLAMA_SERVER=/path/llama-server;
+PERILUNE_LLAMA_CPP_PYTHON="/venv/bin/python -m llama_cpp.server". These two serve a tiny dense model, or PERILUNE_GGUF,
+which must have a vocabulary. Minutes: -m slow.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
+from tiny_gguf import write_tiny
 
 pytestmark = pytest.mark.slow
 RUN = (sys.executable, "-c", "from perilune.cli.app import main; main()")
@@ -26,11 +30,9 @@ def served(model: Path | str, engine: str, program: str, log: Path, *more: str) 
     """What `smoke` printed, of the engine and of a router in front of it. The engine's environment is not ours: another
     venv finds its own packages.
     """
-    port = free_port()
-    words = ["serve", str(model), "--engine", engine, "--target", "cpu", "--port", port, "--max-context", "512"]
-    words += ["--engine-program", program, "--engine-log", str(log), "--engine-env", "PYTHONPATH=", *more]
-    url, front = f"http://127.0.0.1:{port}", free_port()
-    with serving([*words, "--ready-seconds", "240"], log):
+    port, front = free_port(), free_port()
+    url = f"http://127.0.0.1:{port}"
+    with serving(words(model, engine, program, port, log, *more), log):
         said = smoke(url)
         with serving(["route", "--contract", "openai-plain", "--worker", url, "--port", front], log):
             assert outcomes(smoke(f"http://127.0.0.1:{front}")) == outcomes(said)
@@ -39,12 +41,19 @@ def served(model: Path | str, engine: str, program: str, log: Path, *more: str) 
     return said
 
 
+def words(model: Path | str, engine: str, program: str, port: str, log: Path, *more: str) -> list[str]:
+    """`perilune serve` of another engine, as it is typed."""
+    host = ["--target", "cpu", "--port", port, "--max-context", "512", "--ready-seconds", "240"]
+    child = ["--engine-program", program, "--engine-log", str(log), "--engine-env", "PYTHONPATH="]
+    return ["serve", str(model), "--engine", engine, *host, *child, *more]
+
+
 @contextmanager
-def serving(words: list[str], log: Path) -> Iterator[None]:
-    child = subprocess.Popen([*RUN, *words], stdout=subprocess.PIPE, text=True)
+def serving(command: list[str], log: Path) -> Iterator[subprocess.Popen[str]]:
+    child = subprocess.Popen([*RUN, *command], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert any(line.startswith("serving") for line in child.stdout), log.read_text()[-2000:]
-    yield
+    yield child
     child.send_signal(signal.SIGTERM)
     assert child.wait(60) == 0
 
@@ -97,6 +106,34 @@ def test_vllm(tmp_path: Path) -> None:
     assert "ok  streaming" in said
 
 
+def test_two_vllm_workers_behind_a_router_share_the_work_and_one_goes_on_alone(tmp_path: Path) -> None:
+    (program,) = need("PERILUNE_VLLM")
+    model, ports, front = tiny(tmp_path / "tiny"), (free_port(), free_port()), free_port()
+    more = ("--engine-arg=--enforce-eager", "--engine-env", "VLLM_CPU_KVCACHE_SPACE=1")
+    url, logs = f"http://127.0.0.1:{front}", [tmp_path / f"log{port}" for port in ports]
+    with ExitStack() as stack:
+        first, second = (
+            stack.enter_context(serving(words(model, "vllm", program, port, log, *more), log))
+            for port, log in zip(ports, logs, strict=True)
+        )
+        workers = [word for port in ports for word in ("--workers", f"http://127.0.0.1:{port}")]
+        stack.enter_context(serving(["route", "--contract", "openai-plain", *workers, "--port", front], logs[0]))
+        assert "ok  streaming" in smoke(url)
+        body = {"model": "model", "prompt": "Say hello", "max_tokens": 64, "temperature": 0, "ignore_eos": True}
+        with httpx.Client(base_url=url, timeout=120) as http, ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: http.post("/v1/completions", json=body), range(16)))
+            assert {answer.status_code for answer in answers} == {200}
+            assert len({answer.json()["choices"][0]["text"] for answer in answers}) == 1
+            routes = {answer.headers["x-perilune-route"].split()[0] for answer in answers}
+            assert routes == {"decode=w0", "decode=w1"}
+            second.send_signal(signal.SIGTERM)
+            assert second.wait(60) == 0
+            answers = [http.post("/v1/completions", json=body) for _ in range(4)]
+            assert [answer.headers["x-perilune-route"].split()[0] for answer in answers] == ["decode=w0"] * 4
+            assert {answer.status_code for answer in answers} == {200}
+        assert first.poll() is None
+
+
 @pytest.mark.parametrize(
     ("engine", "variable", "last"),
     [
@@ -106,7 +143,23 @@ def test_vllm(tmp_path: Path) -> None:
     ],
 )
 def test_llama_cpp(engine: str, variable: str, last: str, tmp_path: Path) -> None:
-    program, gguf = need(variable, "PERILUNE_GGUF")
-    said = served(gguf, engine, program, tmp_path / "log")
+    (program,) = need(variable)
+    said = served(
+        os.environ.get("PERILUNE_GGUF") or write_tiny(tmp_path / "tiny.gguf"), engine, program, tmp_path / "log"
+    )
     assert "ok  chat/completions" in said
     assert last in said
+
+
+def test_a_gguf_without_a_vocabulary_is_told_as_that(tmp_path: Path) -> None:
+    (program,) = need("PERILUNE_LLAMA_SERVER")
+    gguf, port = write_tiny(tmp_path / "tiny.gguf", vocabulary=False), free_port()
+    command = [*RUN, *words(gguf, "llama.cpp", program, port, tmp_path / "log")]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert any(line.startswith("serving") for line in child.stdout), (tmp_path / "log").read_text()[-2000:]
+    assert "broke" in smoke(f"http://127.0.0.1:{port}")
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert "ended by SIGABRT" in said
+    assert "no vocabulary" in said

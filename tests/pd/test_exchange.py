@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from pd_world import QUICK, Canonical, TestEngine, hybrid
 
-from perilune.pd.settings import Arrived, Unpinned
+from perilune.pd.settings import Arrived, Lost, Unpinned
 
 Make = Callable[..., TestEngine]
 
@@ -61,6 +61,28 @@ def test_what_leads_to_an_engine_that_is_not_used_any_more_is_closed(engines: Ma
         assert time.monotonic() < end, "the socket to an idle engine stays open"
         time.sleep(0.05)
     assert hand_over(source, target, 64, seed=2) == []
+
+
+def test_what_leads_to_a_dead_engine_is_closed_as_soon_as_it_owes_an_answer(engines: Make) -> None:
+    """An hour without use would be allowed here; one that lives keeps its socket through a failure."""
+    source, target = engines("prefill", hybrid()), engines("d", hybrid(), settings=replace(QUICK, idle_seconds=3600.0))
+    assert hand_over(source, target, 64) == []
+    lease, ticket = source.exchange.offer(range(64))
+    source.exchange.withdraw(lease)
+    assert source.wait(Unpinned) == Unpinned(lease, "withdrawn")
+    target.exchange.receive("lost", ticket, range(64), [5], 1)
+    assert "withdrawn" in target.wait(Lost).reason
+    assert hand_over(source, target, 64, seed=2) == []
+    (socket,) = target.exchange._borrower.sockets
+    _, ticket = source.exchange.offer(range(64))
+    source.exchange.close()
+    target.exchange.receive("never", ticket, range(64), [5], 1)
+    target.wait(Lost)
+    end = time.monotonic() + 20
+    while target.exchange._borrower.sockets:
+        assert time.monotonic() < end, "the socket to a dead engine stays open"
+        time.sleep(0.05)
+    assert socket.closed
 
 
 def test_an_offer_is_known_before_a_message_about_it_is_answered(

@@ -59,7 +59,7 @@ def test_the_verdict_comes_first_and_the_largest_part_next(configs: Path) -> Non
 
 def test_rates_are_shown_only_when_the_machine_is_known(configs: Path) -> None:
     assert "tok/s" not in text_of(make(configs, 64 * GIB))
-    assert text_of(make(configs, 64 * GIB, bandwidth=80e9, compute=1e12)).count("tok/s") == 2
+    assert text_of(make(configs, 64 * GIB, bandwidth=80e9, compute=1e12)).count("tok/s") == 3
 
 
 def test_the_command_prints_json_without_importing_torch(configs: Path) -> None:
@@ -120,6 +120,18 @@ def test_expected_rates_are_named_with_whose_they_are(configs: Path) -> None:
     assert "decode, likely" in text_of(plan)
     unknown = plan_model(spec, machine_of(profile("h200")), context=1024, concurrency=1, weights_bytes=30 * GIB)
     assert unknown.roofline.expected_decode is None, "nobody published a rate to compute one from"
+
+
+def test_two_contexts_of_a_million_tokens_fit_a_strix_halo_box_at_about_40_tokens_per_second(configs: Path) -> None:
+    spec, box = read_config(configs / "kimi-linear-48b").spec, machine_of(profile("strix-halo"))
+    plan = plan_model(spec, box, context=1 << 20, concurrency=2, weights_bytes=30_500_000_000)
+    assert plan.fits
+    assert plan.alone.read_bytes_per_token == pytest.approx(4.17e9, rel=0.01)  # 4.1 GB of weights, a state twice
+    assert plan.alone.decode_tokens_per_second == pytest.approx(51, abs=1)
+    low, high = plan.alone.expected_decode or (0, 0)
+    step, slow, fast = plan.alone.read_bytes_per_token / 212.6e9, 0.84e-3, 0.16e-3
+    assert (low, high) == pytest.approx((1 / (step + 27 * slow), 1 / (step + 27 * fast)))
+    assert "One sequence decodes 24 to 42 tok/s while its context is short" in " ".join(text_of(plan).split())
 
 
 @pytest.mark.parametrize(("words", "says"), [((), "does not fit"), (("--memory", "64GiB"), "64.0 GiB")])

@@ -21,6 +21,7 @@ SOURCES = {
     "L14654": "github.com/ggml-org/llama.cpp/pull/14654",
     "OLLAMA": "github.com/ollama/ollama/issues/15855",
     "LLAMA": "llama.cpp, tools/server/README.md",
+    "LLAMA-VOCAB": "llama.cpp, src/llama-vocab.cpp; seen with the build of llama-cpp-python 0.3.36",
     "LCP": "llama-cpp-python, documentation of its server",
     "VDOCS": "docs.vllm.ai, CLI reference of vllm serve",
     "MEMORY": "from memory; not looked up again",

@@ -61,13 +61,16 @@ class Wanted:
 
 @dataclass
 class _Source:
-    """One prefill engine, by its control address. `met` is the incarnation that the ranks know."""
+    """One prefill engine, by its control address. `met` is the incarnation that the ranks know; `answer_by` is set
+    while it owes an answer to who it is: one that stays silent until then is as good as dead.
+    """
 
     socket: zmq.Socket[bytes]
     used: float
     description: Description | None = None
     met: str = ""
     refusal: str = ""
+    answer_by: float | None = None
     waiting: list[tuple[Wanted, float]] = field(default_factory=list)
 
 
@@ -149,6 +152,10 @@ class Borrower:
             self._begin(wanted, source, known, now)
             return
         source.waiting.append((wanted, now + self._settings.receptions.reply))
+        self._ask_who(source, now)
+
+    def _ask_who(self, source: _Source, now: float) -> None:
+        source.answer_by = source.answer_by or now + self._settings.receptions.reply
         self._send(source, "", Hello())
 
     def _connect(self, address: str) -> zmq.Socket[bytes]:
@@ -223,7 +230,7 @@ class Borrower:
                     self._hear(source, envelope.sender, envelope.body)
 
     def _hear(self, source: _Source, sender: str, body: Body) -> None:
-        now = time.monotonic()
+        now, source.answer_by = time.monotonic(), None
         if isinstance(body, Welcome):
             self._meet(source, body.description, now)
         elif isinstance(body, Stranger):
@@ -305,13 +312,13 @@ class Borrower:
         self._counters.quarantined_pages = sum(len(transfer.wanted.place.pages) for transfer in states)
 
     def _part(self, now: float) -> None:
-        """Engines come and go under new addresses: what leads to one that is not used any more is closed."""
+        """Engines come and go under new addresses: what leads to one that is dead, or not used any more, is closed."""
         busy = {id(transfer.source) for transfer in self._transfers.values()}
         busy |= {id(hold.source) for hold in self._holds.values()}
         for address, source in list(self._sources.items()):
             if id(source) in busy or source.waiting:
                 source.used = now
-            elif now > source.used + self._settings.idle_seconds:
+            elif now > (source.answer_by or source.used + self._settings.idle_seconds):
                 for rank in self._ranks if source.met else ():
                     for name in rank.transports:
                         rank.send(name, Forget(source.met))
@@ -380,7 +387,8 @@ class Borrower:
                 Arrived(wanted.request, end.payload, wanted.ticket.tokens, transfer.nbytes, seconds, transfer.transport)
             )
         else:
-            transfer.source.description = None  # ask again who is there before the next request
+            transfer.source.description = None
+            self._ask_who(transfer.source, time.monotonic())  # before the next request, and whether anybody is there
             self._counters.failures += 1
             self._emit(Lost(wanted.request, end.reason, end.fenced))
 

@@ -19,7 +19,7 @@ from perilune.plan.parameters import count_parameters
 from perilune.plan.reasons import cache_reasons, sequences, why_context, why_fits
 from perilune.plan.roofline import Roofline, roofline
 from perilune.plan.snapshots import break_even_tokens, copy_tokens, snapshot_reasons
-from perilune.plan.workspace import PROCESS_BYTES, STEP_TOKENS, Workspace, workspace
+from perilune.plan.workspace import GPU_BYTES, PROCESS_BYTES, STEP_TOKENS, Workspace, gpu_workspace, workspace
 from perilune.units import format_bytes
 
 
@@ -34,8 +34,9 @@ class Plan:
     `context` tokens; 0 where nothing fits. The prefix cache has `snapshot_slots` rows of `slot_bytes` beside the
     running ones, counted in `cache_bytes`; `max_snapshots` is how many would fit in all. `snapshot_break_even_tokens`
     is the prompt whose latents take as many bytes as one snapshot, `snapshot_copy_tokens` the prompt that is
-    computed while one snapshot is copied (None without rates): reuse pays from there. `because` holds one short reason
-    per number, by field name.
+    computed while one snapshot is copied (None without rates): reuse pays from there. `roofline` is at the full context
+    of all sequences, `alone` of one sequence whose context is empty. `because` holds one short reason per number, by
+    field name.
     """
 
     architecture: str
@@ -66,6 +67,7 @@ class Plan:
     max_concurrency: int
     fits: bool
     roofline: Roofline
+    alone: Roofline
     because: dict[str, str]
     tp: int = 1
     rank_weights_bytes: tuple[int, ...] = ()
@@ -105,7 +107,8 @@ def plan_model(
     own = narrow(spec, share)
     geometry = CacheGeometry.of(spec, dtype or spec.dtype, tp)
     cache = plan_cache(geometry, context, concurrency, snapshots=None if prefix_cache else 0)
-    work, parameters = workspace(own, step_tokens), count_parameters(spec)
+    parameters = count_parameters(spec)
+    work = gpu_workspace(own, step_tokens) if machine.gpu else workspace(own, step_tokens)
     memory = machine.memory
     need = weights_bytes + cache.total_bytes + work.total(concurrency)
     rows_each = 1 + (default_snapshots(geometry, 1) if prefix_cache else 0)
@@ -114,10 +117,13 @@ def plan_model(
     fits = need <= memory
     # a rank's traffic is that of a model of its size; experts shared whole are as many bytes as shared by width
     read = replace(narrow(spec, Share(tp, share.rank)), vocab=len(share.of(spec.vocab)))
-    speed = roofline(
-        read, geometry, weights_bytes,
-        depth=context, concurrency=concurrency, bandwidth=machine.bandwidth, compute=machine.compute,
-        weight_bits=weight_bits, efficiency=efficiency(machine.name, spec),
+    speed, alone = (
+        roofline(
+            read, geometry, weights_bytes,
+            depth=depth, concurrency=together, bandwidth=machine.bandwidth, compute=machine.compute,
+            weight_bits=weight_bits, efficiency=efficiency(machine.name, spec),
+        )
+        for depth, together in ((context, concurrency), (0, 1))
     )  # fmt: skip
     spare = max(0, memory - need) // cache.slot_bytes if cache.slot_bytes else 0
     because = {
@@ -127,8 +133,9 @@ def plan_model(
         "weights_bytes": weights_source + _of_ranks(share, each),
         **cache_reasons(geometry, cache, concurrency, context),
         **snapshot_reasons(geometry, cache, speed),
-        "workspace_bytes": f"an estimate: {format_bytes(PROCESS_BYTES)} of libraries, {step_tokens} prompt tokens per "
-        f"step through the widest layer in fp32, logits of {sequences(concurrency)}",
+        "workspace_bytes": f"an estimate: {format_bytes(GPU_BYTES if machine.gpu else PROCESS_BYTES)} of libraries, "
+        f"{step_tokens} prompt tokens per step through the widest layer"
+        f"{'' if machine.gpu else ' in fp32'}, logits of {sequences(concurrency)}",
         "total_bytes": "weights + cache + workspace",
         "memory_bytes": machine.source,
         "max_context": why_context(spec, reach, concurrency),
@@ -164,6 +171,7 @@ def plan_model(
         max_concurrency=crowd,
         fits=fits,
         roofline=speed,
+        alone=alone,
         because=because,
         tp=tp,
         rank_weights_bytes=each,

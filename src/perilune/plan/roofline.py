@@ -86,23 +86,15 @@ def roofline(
             because["prefill_tokens_per_second"] = f"all weights are read once per {STEP_TOKENS} tokens"
     expected_decode = expected_prefill = None
     if efficiency and decode_rate is not None:
-        expected_decode = _share(decode_rate, efficiency.decode)
-        because["expected_decode"] = f"{_words(efficiency.decode)} of it: {efficiency.decode_because}"
+        expected_decode = efficiency.decode_rates(decode_rate, concurrency, len(spec.layers))
+        because["expected_decode"] = efficiency.decode_reason(len(spec.layers))
     if efficiency and efficiency.prefill and prefill_rate is not None:
-        expected_prefill = _share(prefill_rate, efficiency.prefill)
-        because["expected_prefill"] = f"{_words(efficiency.prefill)} of it: {efficiency.prefill_because}"
+        expected_prefill = prefill_rate * efficiency.prefill[0], prefill_rate * efficiency.prefill[1]
+        because["expected_prefill"] = efficiency.prefill_reason()
     return Roofline(
         concurrency, depth, weights, state, cache, read, decode, prefill, decode_rate, prefill_rate, expected_decode,
         expected_prefill, because,
     )  # fmt: skip
-
-
-def _share(rate: float, parts: tuple[float, float]) -> tuple[float, float]:
-    return rate * parts[0], rate * parts[1]
-
-
-def _words(parts: tuple[float, float]) -> str:
-    return f"{parts[0]:.0%} to {parts[1]:.0%}"
 
 
 def step_weight_bytes(

@@ -27,9 +27,16 @@ def _verdict(plan: Plan) -> Text:
     word, style = ("fits", "bold green") if plan.fits else ("does not fit", "bold red")
     total, memory = format_bytes(plan.total_bytes), format_bytes(plan.memory_bytes)
     asked = f"{plan.concurrency} x {plan.context} tokens" + (f" on each of {plan.tp} ranks" if plan.tp > 1 else "")
+    alone = plan.alone.expected_decode if plan.fits else None
     return Text.assemble(
-        (f"{plan.architecture} {word}", style), f": {asked} need {total} of {memory}; {plan.because['fits']}."
+        (f"{plan.architecture} {word}", style),
+        f": {asked} need {total} of {memory}; {plan.because['fits']}.",
+        f" One sequence decodes {_span(alone)} while its context is short." if alone else "",
     )
+
+
+def _span(rates: tuple[float, float]) -> str:
+    return f"{rates[0]:.2g} to {rates[1]:.2g} tok/s"
 
 
 def _table() -> Table:
@@ -78,15 +85,16 @@ def _facts(plan: Plan) -> Table:
     ):
         if tokens is not None:
             rows.append((name, f"{tokens} tokens" if tokens > 1 else "1 token", plan.because[key]))
-    for name, rate, key, expected in (
-        ("decode", speed.decode_tokens_per_second, "decode", speed.expected_decode),
-        ("prefill", speed.prefill_tokens_per_second, "prefill", speed.expected_prefill),
+    alone = plan.alone
+    for name, rate, expected, key, because in (
+        ("one, empty", alone.decode_tokens_per_second, alone.expected_decode, "decode", alone.because),
+        ("decode", speed.decode_tokens_per_second, speed.expected_decode, "decode", speed.because),
+        ("prefill", speed.prefill_tokens_per_second, speed.expected_prefill, "prefill", speed.because),
     ):
         if rate is not None:
-            rows.append((f"{name} at most", f"{rate:.3g} tok/s", speed.because[f"{key}_tokens_per_second"]))
+            rows.append((f"{name}, at most", f"{rate:.3g} tok/s", because[f"{key}_tokens_per_second"]))
         if expected is not None:
-            span = f"{expected[0]:.2g} to {expected[1]:.2g} tok/s"
-            rows.append((f"{name}, likely", span, speed.because[f"expected_{key}"]))
+            rows.append((f"{name}, likely", _span(expected), because[f"expected_{key}"]))
     table = _table()
     for row in rows:
         table.add_row(*row)

@@ -155,7 +155,7 @@ class _errors:
     """Turns what can happen to a connection into a SmokeError."""
 
     def __init__(self, client: httpx.Client, path: str) -> None:
-        self._where = f"{client.base_url}{path.removeprefix('/')}"
+        self._where = f"{str(client.base_url).rstrip('/')}{path}"
 
     def __enter__(self) -> None: ...
 
