@@ -62,21 +62,25 @@ inline void experts_plain(const ExpertsArgs& a) {
   }
 }
 
-// One panel of an expert's rows times two strips of gate and up -> a run of hidden per row.
+// One panel of an expert's rows times gate and up -> runs first .. last of hidden per row. All of gate comes first: memory
+// is read in long stretches. scratch [last - first, 2, m, kStrip].
 inline void gate_and_up(const ExpertsArgs& a, const word* const* panel, int64_t m, const RowForm* form, int64_t e,
-                        int64_t run, const RowForm& hidden_form, word* hidden) {
-  float c[4][kPanel * kStrip], h[kRun];
-  for (int64_t i = 0; i < 2; i++) {
-    times_strip(panel[0], m, form[0], a.gate, e, run * 2 + i, c[i]);
-    times_strip(panel[1], m, form[1], a.up, e, run * 2 + i, c[2 + i]);
-  }
-  for (int64_t t = 0; t < m; t++) {
-    for (int64_t i = 0; i < 2; i++)
-      for (int64_t j = 0; j < kStrip; j += kLanes) {
-        const int64_t at = t * kStrip + j;
-        store(h + i * kStrip + j, silu(load(c[i] + at)) * load(c[2 + i] + at));
-      }
-    take_run(h, hidden_form, hidden + t * hidden_form.words() + run * hidden_form.per_run);
+                        int64_t first, int64_t last, float* scratch, const RowForm& hidden_form, word* hidden) {
+  const int64_t size = m * kStrip;
+  for (int64_t n = first * 2; n < last * 2; n++)
+    times_strip(panel[0], m, form[0], a.gate, e, n, scratch + (n - first * 2) * size);
+  float up[2][kPanel * kStrip], h[kRun];
+  for (int64_t run = first; run < last; run++) {
+    const float* gate = scratch + (run - first) * 2 * size;
+    for (int64_t i = 0; i < 2; i++) times_strip(panel[1], m, form[1], a.up, e, run * 2 + i, up[i]);
+    for (int64_t t = 0; t < m; t++) {
+      for (int64_t i = 0; i < 2; i++)
+        for (int64_t j = 0; j < kStrip; j += kLanes) {
+          const int64_t at = t * kStrip + j;
+          store(h + i * kStrip + j, silu(load(gate + i * size + at)) * load(up[i] + at));
+        }
+      take_run(h, hidden_form, hidden + t * hidden_form.words() + run * hidden_form.per_run);
+    }
   }
 }
 
@@ -86,8 +90,10 @@ inline void experts_tiled(const ExpertsArgs& a) {
   const RowForm form[2] = {a.gate, a.up}, hidden_form(a.down, true);
   const bool alike = form[0] == form[1];  // gate and up read the same rows
   const int64_t words[2] = {form[0].words(), form[1].words()}, hidden_words = hidden_form.words();
+  Buffer<int64_t> active(experts);
   int64_t used = 0;
-  for (int64_t e = 0; e < experts; e++) used += a.first[e + 1] > a.first[e];
+  for (int64_t e = 0; e < experts; e++)
+    if (a.first[e + 1] > a.first[e]) active[used++] = e;
   const int threads = slots * width * d < kWorthThreads ? 1 : a.threads;
   const int64_t runs = width / kRun, parts = at_most(runs, 1 + 32 * threads / (used + 1)), strips = d / kStrip;
   const int64_t chunk = (runs + parts - 1) / parts, columns = strips_at_once(strips, threads);
@@ -102,48 +108,50 @@ inline void experts_tiled(const ExpertsArgs& a) {
     }
     Buffer<word> packed_first(at_most(slots, kBlockRows) * words[0]);
     Buffer<word> packed_second(alike ? 0 : at_most(slots, kBlockRows) * words[1]);
+    Buffer<float> gate(chunk * 2 * kPanel * kStrip);
     word* packed[2] = {packed_first, alike ? packed_first : packed_second};
     const word* rows[kBlockRows];
 #pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < experts * parts; item++) {
-      const int64_t e = item / parts, r0 = item % parts * chunk, r1 = at_most(runs, r0 + chunk);
+    for (int64_t item = 0; item < used * parts; item++) {
+      const int64_t e = active[item / parts], r0 = item % parts * chunk, r1 = at_most(runs, r0 + chunk);
       for (int64_t s0 = a.first[e]; s0 < a.first[e + 1]; s0 += kBlockRows) {
         const int64_t count = at_most(kBlockRows, a.first[e + 1] - s0);
         for (int i = 0; i < (alike ? 1 : 2); i++) {
           for (int64_t s = 0; s < count; s++) rows[s] = x[i] + a.slot_token[s0 + s] * words[i];
           pack_panels(rows, count, words[i], packed[i]);
         }
-        for (int64_t run = r0; run < r1; run++)
+        const int64_t stretch = count > kPanel ? 1 : r1 - r0;  // of one panel strips pass once, whatever their order
+        for (int64_t run = r0; run < r1; run += stretch)
           for (int64_t s = 0, m; s < count; s += m) {
             m = panel_rows(count - s);
             const word* panel[2] = {packed[0] + s * words[0], packed[1] + s * words[1]};
-            gate_and_up(a, panel, m, form, e, run, hidden_form, hidden + (s0 + s) * hidden_words);
+            gate_and_up(a, panel, m, form, e, run, run + stretch, gate, hidden_form, hidden + (s0 + s) * hidden_words);
           }
       }
     }
     Buffer<word> panel(kPanel * hidden_words);
 #pragma omp for schedule(dynamic)
-    for (int64_t e = 0; e < experts; e++)
-      for (int64_t s = a.first[e], m; s < a.first[e + 1]; s += m) {
+    for (int64_t i = 0; i < used; i++)
+      for (int64_t e = active[i], s = a.first[e], m; s < a.first[e + 1]; s += m) {
         m = panel_rows(a.first[e + 1] - s);
         if (m == 1) continue;
-        for (int64_t i = 0; i < m; i++) rows[i] = hidden + (s + i) * hidden_words;
+        for (int64_t j = 0; j < m; j++) rows[j] = hidden + (s + j) * hidden_words;
         pack_panel(rows, m, hidden_words, panel);
         memcpy(hidden + s * hidden_words, panel, size_t(m * hidden_words) * sizeof(word));
       }
     float c[kPanel * kStrip];
 #pragma omp for schedule(dynamic) nowait
     for (int64_t n0 = 0; n0 < strips; n0 += columns)
-      for (int64_t e = 0; e < experts; e++)
-        for (int64_t n = n0; a.first[e + 1] > a.first[e] && n < at_most(strips, n0 + columns); n++)
-          for (int64_t s = a.first[e], m; s < a.first[e + 1]; s += m) {
+      for (int64_t i = 0; i < used; i++)
+        for (int64_t n = n0; n < at_most(strips, n0 + columns); n++)
+          for (int64_t e = active[i], s = a.first[e], m; s < a.first[e + 1]; s += m) {
             m = panel_rows(a.first[e + 1] - s);
             times_strip(hidden + s * hidden_words, m, hidden_form, a.down, e, n, c);
-            for (int64_t i = 0; i < m; i++) {
-              float* out = a.out + a.slot_token[s + i] * d + n * kStrip;
-              const vf weight = splat(a.slot_weight[s + i]);
+            for (int64_t t = 0; t < m; t++) {
+              float* out = a.out + a.slot_token[s + t] * d + n * kStrip;
+              const vf weight = splat(a.slot_weight[s + t]);
               for (int64_t j = 0; j < kStrip; j += kLanes)
-                store(out + j, fused(weight, load(c + i * kStrip + j), load(out + j)));
+                store(out + j, fused(weight, load(c + t * kStrip + j), load(out + j)));
             }
           }
   }

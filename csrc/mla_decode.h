@@ -4,10 +4,8 @@
 // long contexts use every thread, and the result does not depend on how many there are. Floor: the bytes of kv_b and of
 // the latents in short contexts, 2 H (2 rank + rope) operations per token of context in long ones.
 #pragma once
-#include "dots.h"
-#include "outer.h"
+#include "absorb.h"
 #include "softmax.h"
-#include "weights.h"
 
 namespace perilune {
 namespace PERILUNE_VARIANT {
@@ -15,7 +13,6 @@ namespace {
 
 constexpr int64_t kDecodeSpan = 4 * kPage;  // context of one piece of work
 constexpr int64_t kNear = 96;               // units of a panel that stay in the first-level cache
-constexpr int64_t kTall = 16;               // rows of kv_b that do
 
 // Latent sums are padded to whole panels.
 inline int64_t sums_ld(const MlaDecodeArgs& a) { return (a.rank + kWide - 1) / kWide * kWide; }
@@ -135,89 +132,6 @@ inline void join_spans(const float* parts, int64_t spans, int64_t part_size, int
   for (int64_t r = 0; r < ld; r += kLanes) store(sums + r, load(sums + r) / total);
 }
 
-// acc [M, ld] += rows n0 .. n0 + count of w, each times x[m * x_ld + its number]: w transposed times x.
-template <int M, class Rows>
-inline void add_rows(const Rows w, int64_t n0, int64_t count, const float* x, int64_t x_ld, float* acc, int64_t ld) {
-  for (int64_t first = 0; first < count; first += kTall) {
-    for (int64_t n = first + kTall; n < at_most(first + 2 * kTall, count); n++) w.fetch_row(n0 + n);
-    for (int64_t at = 0; at < w.k; at += 32) {
-      vf sum[M][kUnpacked], value[kUnpacked];
-      for (int m = 0; m < M; m++)
-        for (int i = 0; i < kUnpacked; i++) sum[m][i] = load(acc + m * ld + at + i * kLanes);
-      for (int64_t n = first; n < at_most(first + kTall, count); n++) {
-        w.values(n0 + n, at, value);
-        for (int m = 0; m < M; m++)
-          for (int i = 0; i < kUnpacked; i++) sum[m][i] = fused(value[i], splat(x[m * x_ld + n]), sum[m][i]);
-      }
-      for (int m = 0; m < M; m++)
-        for (int i = 0; i < kUnpacked; i++) store(acc + m * ld + at + i * kLanes, sum[m][i]);
-    }
-  }
-}
-
-// out[m * out_ld + n] = row n0 + n of w times x [M rows, x_ld apart, zeros behind w.k].
-template <int M, class Rows>
-inline void times_rows(const Rows w, int64_t n0, int64_t count, const float* x, int64_t x_ld, float* out, int64_t out_ld) {
-  for (int64_t n = 0; n < count; n++) {
-    if (n + kTall < count) w.fetch_row(n0 + n + kTall);
-    vf total[M][kUnpacked] = {}, value[kUnpacked];
-    for (int64_t at = 0; at < w.k; at += 32) {
-      w.values(n0 + n, at, value);
-      for (int m = 0; m < M; m++)
-        for (int i = 0; i < kUnpacked; i++)
-          total[m][i] = fused(value[i], load(x + m * x_ld + at + i * kLanes), total[m][i]);
-    }
-    for (int m = 0; m < M; m++) {
-      for (int i = 1; i < kUnpacked; i++) total[m][0] += total[m][i];
-      out[m * out_ld + n] = sum(total[m][0]);
-    }
-  }
-}
-
-template <int N>
-struct Count {
-  static constexpr int value = N;
-};
-
-// f(first row, Count) over n rows, as many at a time as have room in registers.
-template <class F>
-inline void few_at_once(int64_t n, F&& f) {
-  int64_t i = 0;
-#if defined(__AVX512F__)
-  for (; i + 8 <= n; i += 8) f(i, Count<8>());
-  for (; i + 4 <= n; i += 4) f(i, Count<4>());
-#endif
-  for (; i + 2 <= n; i += 2) f(i, Count<2>());
-  if (i < n) f(i, Count<1>());
-}
-
-// q~ = [W_UK^T q_nope, q_pe] of one head for every row, as Elem rows.
-template <class Rows>
-inline void absorb_head(const MlaDecodeArgs& a, int64_t h, const Rows& w, Elem* q, int64_t ld) {
-  const int64_t qk = a.nope + a.rope, sum_ld = padded(a.rank);
-  Buffer<float> x(a.n * a.nope), acc(a.n * sum_ld);
-  memset(acc.p, 0, size_t(a.n * sum_ld) * sizeof(float));
-  for (int64_t i = 0; i < a.n; i++) widen_to(a.q + (i * a.heads + h) * qk, a.nope, x + i * a.nope);
-  few_at_once(a.n, [&](int64_t i, auto m) {
-    add_rows<decltype(m)::value>(w, h * (a.nope + a.v_dim), a.nope, x + i * a.nope, a.nope, acc + i * sum_ld, sum_ld);
-  });
-  for (int64_t i = 0; i < a.n; i++) {
-    Elem* to = q + (i * a.heads + h) * ld;
-    to_elem(acc + i * sum_ld, a.rank, to);
-    to_elem(a.q + (i * a.heads + h) * qk + a.nope, a.rope, to + a.rank);
-    memset(to + a.rank + a.rope, 0, size_t(ld - a.rank - a.rope) * sizeof(Elem));
-  }
-}
-
-// out [n, v] of one head = W_UV times its latent sums, x [n, ld].
-template <class Rows>
-inline void expand_head(const MlaDecodeArgs& a, int64_t h, const Rows& w, const float* x, int64_t ld) {
-  few_at_once(a.n, [&](int64_t i, auto m) {
-    times_rows<decltype(m)::value>(w, h * (a.nope + a.v_dim) + a.nope, a.v_dim, x + i * ld, ld,
-                  a.out + (i * a.heads + h) * a.v_dim, a.heads * a.v_dim);
-  });
-}
-
 inline void mla_decode(const MlaDecodeArgs& a) {
   const int64_t q_ld = padded(a.rank + a.rope), ld = sums_ld(a), part_size = a.heads * (2 + ld);
   Buffer<Elem> q(a.n * a.heads * q_ld);
@@ -231,8 +145,7 @@ inline void mla_decode(const MlaDecodeArgs& a) {
     DecodeScratch scratch(a);
     Buffer<float> sums(a.n * ld);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t h = 0; h < a.heads; h++)
-      with_rows(a.kv_b, 0, [&](auto rows) { absorb_head(a, h, rows, q, q_ld); });
+    for (int64_t h = 0; h < a.heads; h++) absorb_head(a, h, q, q_ld);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t span = 0; span < spans; span++) {
       int64_t row = 0;
@@ -244,7 +157,7 @@ inline void mla_decode(const MlaDecodeArgs& a) {
       for (int64_t i = 0; i < a.n; i++)
         join_spans(parts + first_span[i] * part_size, first_span[i + 1] - first_span[i], part_size, a.heads, h, ld,
                    sums + i * ld);
-      with_rows(a.kv_b, 0, [&](auto rows) { expand_head(a, h, rows, sums, ld); });
+      with_kv_b(a, [&](const auto& rows) { expand_head(a, h, rows, sums, ld); });
     }
   }
 }

@@ -152,12 +152,13 @@ inline void pack_panel(const bf16* rows, int64_t ld, int64_t count, int64_t widt
 
 // Two vectors of sums as kLanes units: the even row's and the odd row's.
 #if defined(__AVX512BF16__)
-inline void store_units(Elem* to, vf even, vf odd) {
+inline Operand join_units(vf even, vf odd) {
   alignas(64) static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                  8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
-  _mm512_storeu_si512(to, _mm512_permutexvar_epi16(_mm512_load_si512(order), both));
+  return (Operand)_mm512_permutexvar_epi16(_mm512_load_si512(order), both);
 }
+inline void store_units(Elem* to, vf even, vf odd) { _mm512_storeu_si512(to, (__m512i)join_units(even, odd)); }
 #else
 inline void store_units(Elem* to, vf even, vf) { store(to, even); }
 #endif

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from perilune.errors import CheckpointError, UnsupportedError
+from perilune.models import loader
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.families import family_of, read_spec
 from perilune.models.loader import load_weights
@@ -30,6 +34,7 @@ from perilune.ops.linear.formats import (
     unpack_int4,
 )
 from perilune.ops.linear.formats import quantise_int8 as round_to_int8
+from perilune.ops.staging import BUFFER_BYTES, Staging
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -328,19 +333,51 @@ MEASURE = """
     torch.ones(1000, dtype=torch.bfloat16).float()
     open("/proc/self/clear_refs", "w").write("5")  # resets the high-water mark
     before = resident("VmRSS")
-    weights = load_weights(checkpoint, torch.bfloat16)
+    weights = load_weights(checkpoint, torch.bfloat16, device=torch.device(sys.argv[2]))
     print(json.dumps({"peak": resident("VmHWM") - before, "held": sum(w.nbytes for w in weights.values())}))
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_peak_memory_is_the_weights(golden_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_peak_memory_is_the_weights_and_of_weights_on_a_device_a_few_buffers(
+    golden_root: Path, tmp_path: Path, device: str
+) -> None:
     grown(golden_root, tmp_path)
     shards = [path.stat().st_size for path in tmp_path.glob("*.safetensors")]
     assert sum(shards) > 180e6
-    command = [sys.executable, "-c", textwrap.dedent(MEASURE), str(tmp_path)]
+    command = [sys.executable, "-c", textwrap.dedent(MEASURE), str(tmp_path), device]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     measured = json.loads(result.stdout)
     # 16 MB for the allocator and Python: less than half of what a mapped shard would add.
     assert min(shards) > 32e6
-    assert measured["held"] <= measured["peak"] <= measured["held"] + 16e6
+    held = measured["held"] if device == "cpu" else 0
+    buffers = 0 if device == "cpu" else 2 * BUFFER_BYTES * torch.get_num_threads()
+    assert held <= measured["peak"] <= held + buffers + 16e6
+
+
+@pytest.mark.parametrize("model", ["kimi_linear_w4a16", "kimi_k25_mxfp4"])
+def test_weights_that_pass_through_small_buffers_are_the_same(
+    golden_root: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Checkpoint.open(golden_root / model)
+    direct = load_weights(checkpoint, torch.bfloat16)
+    queue = SimpleQueue[Staging]()
+    queue.put(Staging(torch.device("cpu"), 1000))
+    read = partial(loader._fill, staging=queue)
+    monkeypatch.setattr(loader, "_fill", lambda shard, _, copy: read(shard, copy=copy))
+    for name, staged in load_weights(checkpoint, torch.bfloat16).items():
+        one, other = ([w] if isinstance(w, Tensor) else list(w.tensors.values()) for w in (direct[name], staged))
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True)), name
+
+
+def test_where_memory_is_shared_the_system_keeps_nothing_of_what_was_read(
+    golden_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, forgotten = Checkpoint.open(golden_root / "kimi_linear_w4a16"), set[tuple[int, int]]()
+    monkeypatch.setattr(loader, "shares_memory", lambda device: True)
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, start, size, advice: forgotten.add((start, size)))
+    load_weights(checkpoint, torch.bfloat16, device=torch.device("meta"))
+    held = checkpoint.held("bfloat16")
+    parts = {part.stored for entry in held for form in entry.forms for part in form.parts.values()}
+    assert {(checkpoint.stored[name].offset, checkpoint.stored[name].nbytes) for name in parts} == forgotten

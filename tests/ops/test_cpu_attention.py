@@ -202,13 +202,14 @@ SHAPES = [  # heads, nope, rope, v, rank
     (2, 32, 16, 32, 64),
     (3, 24, 8, 20, 40),
     (5, 128, 64, 128, 512),
+    (3, 30, 8, 21, 128),
     (1, 64, 32, 96, 32),
 ]
 
 
 @each_variant
 @pytest.mark.parametrize(("heads", "nope", "rope", "v_dim", "rank"), SHAPES)
-@pytest.mark.parametrize("name", ["bf16", "fp8"])
+@pytest.mark.parametrize("name", ["bf16", "fp8", "int4-32", "int4-128", "int4-32-zero"])
 def test_mla_decode_over_pages(
     native: Native, heads: int, nope: int, rope: int, v_dim: int, rank: int, name: str
 ) -> None:

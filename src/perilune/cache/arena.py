@@ -1,12 +1,14 @@
 """The memory itself: pages for MLA latents, slots for KDA state. Never aliased, never unified.
 
 On a CPU both arenas are private anonymous mappings: zero to begin with, page-aligned, and handed out by Linux only as
-they are touched, so resident memory grows with use up to the planned bytes.
+they are touched, so resident memory grows with use up to the planned bytes. On a device they are taken at once, and
+what tiers copy passes through pinned host memory.
 """
 
 from __future__ import annotations
 
 import mmap
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from perilune.cache.budget import CachePlan
 from perilune.cache.geometry import ALIGNMENT, PAGE_TOKENS, CacheGeometry, StateBlock
 from perilune.cache.tier import Kind, Payload
 from perilune.errors import ConfigError, UnsupportedError
+from perilune.ops.staging import Staging
 from perilune.units import format_bytes
 
 
@@ -102,6 +105,8 @@ class CacheArenas:
     def __init__(self, geometry: CacheGeometry, plan: CachePlan, device: str | torch.device = "cpu") -> None:
         self.page_arena = PageArena(geometry, plan, device)
         self.slot_arena = SlotArena(geometry, plan, device)
+        device = torch.device(device)
+        self._staging = None if device.type == "cpu" else Staging(device)
 
     def pages(self, layer: int) -> Tensor:
         """[P, 64, R + rope]."""
@@ -134,11 +139,16 @@ class CacheArenas:
 
     def read(self, kind: Kind, index: int) -> Payload:
         """A copy of one page or row, in host memory."""
-        return bytearray(self.place(kind, index).cpu().numpy())
+        place = self.place(kind, index)
+        return bytearray(place.numpy()) if self._staging is None else self._staging.download(place)
 
     def write(self, kind: Kind, index: int, payload: Payload) -> None:
-        """Put back what `read` returned."""
-        self.place(kind, index).copy_(torch.frombuffer(payload, dtype=torch.uint8))
+        """Put back what `read` returned; on a device, it may still be under way, before whatever is started next."""
+        place, values = self.place(kind, index), torch.frombuffer(payload, dtype=torch.uint8)
+        if self._staging is None:
+            place.copy_(values)
+        else:
+            self._staging.upload(place, partial(_piece_of, values))
 
     def _rows(self, kind: Kind) -> Tensor:
         return self.page_arena.tensor if kind == "page" else self.slot_arena.buffer
@@ -147,6 +157,10 @@ class CacheArenas:
     def allocated_bytes(self) -> int:
         """Equal to the plan's `total_bytes`."""
         return self.page_arena.allocated_bytes + self.slot_arena.allocated_bytes
+
+
+def _piece_of(values: Tensor, part: Tensor, start: int) -> None:
+    part.copy_(values[start : start + len(part)])
 
 
 def _zeros(size: int, device: torch.device, what: str) -> Tensor:

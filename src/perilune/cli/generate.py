@@ -25,6 +25,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     max_context: Annotated[int | None, typer.Option(help="Tokens of prompt and answer together.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: a GPU if torch has one.")] = "cpu",
     kernels: Annotated[str, typer.Option(help="auto, or reference for plain torch.")] = "auto",
     weight_bits: Annotated[
         str, typer.Option(help="8 rounds dense weights, but those of experts; auto is 16.")
@@ -38,6 +39,7 @@ def generate(
         dtype=dtype,
         max_context=max_context,
         max_running=1,
+        device=device,
         kernels=kernels,
         weight_bits=weight_bits,
         tp=tp,

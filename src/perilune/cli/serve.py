@@ -52,6 +52,13 @@ def serve(
         str | None, typer.Option(help="Folder where beginnings of prompts outlive the process; private to the user.")
     ] = None,
     cache_disk_bytes: Annotated[str, typer.Option(help="Most bytes in --cache-dir, all models together.")] = "16GiB",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda (AMD's GPUs too), cuda:1 for the second, or auto: a GPU if torch has one.")
+    ] = "cpu",
+    eager: Annotated[
+        bool, typer.Option("--eager", help="On a GPU: record no decode steps; names the kernel that hangs.")
+    ] = False,
+    gpu_seconds: Annotated[int, typer.Option(min=1, help="On a GPU: how long it may leave a step unanswered.")] = 60,
     threads: Annotated[int | None, typer.Option(help="Compute threads; one per physical core unless given.")] = None,
     kernels: Annotated[str, typer.Option(help="auto, or reference for plain torch.")] = "auto",
     weight_bits: Annotated[
@@ -149,6 +156,9 @@ def serve(
         threads=threads,
         prefix_cache=prefix_cache,
         snapshot_slots=snapshot_slots,
+        device=device,
+        eager=eager,
+        gpu_seconds=gpu_seconds,
         kernels=kernels,
         weight_bits=weight_bits,
         cache_host_bytes=None if cache_host_bytes is None else parse_bytes(cache_host_bytes),

@@ -17,7 +17,7 @@ from perilune.models.spec import ModelSpec
 from perilune.units import GIB, format_bytes
 
 DTYPES = ("auto", "float32", "bfloat16")
-DEVICES = ("cpu",)
+DEVICES = ("auto", "cpu", "cuda")
 KERNELS = ("auto", "reference", "triton")
 
 
@@ -35,6 +35,8 @@ class EngineConfig:
     `kernels` is "auto", the fastest there is for each op, "reference", plain torch for all, or "triton", the GPU's,
     which a CPU can only interpret (TRITON_INTERPRET=1: for tests). `weight_bits` "8" rounds dense matrices to int8
     while they are loaded, but those of experts; "auto" is "16", as the checkpoint has them.
+    `device` is cpu, cuda (or cuda:N), or auto: a GPU if torch has one. On a GPU, `eager` records no decode steps to be
+    replayed, and an engine whose GPU does not answer for `gpu_seconds` ends.
     `tp` ranks share the model, each a process with `threads` of its own and a cache of `cache_bytes`; with `ep` each
     holds whole experts. A rank that keeps the others waiting for `rank_seconds` ends the engine.
     `pd`: how it hands over caches to other engines and takes theirs; None: not at all.
@@ -61,6 +63,8 @@ class EngineConfig:
     tp: int = 1
     ep: bool = False
     rank_seconds: int = 120
+    eager: bool = False
+    gpu_seconds: int = 60
     pd: RoleConfig | None = None
 
     def __post_init__(self) -> None:
@@ -72,9 +76,12 @@ class EngineConfig:
             raise ConfigError(
                 f"weight_bits {self.weight_bits!r} is not known.", "", f"Known: {', '.join(WEIGHT_BITS)}."
             )
-        if self.device not in DEVICES:
+        kind, colon, index = self.device.partition(":")
+        if kind not in DEVICES or (colon and (kind != "cuda" or not index.isdecimal())):
             raise ConfigError(
-                f"device {self.device!r} is not available.", "This build computes on the CPU.", 'Use device="cpu".'
+                f"device {self.device!r} is not known.",
+                "GPUs are called cuda, AMD's too, as torch calls them; cuda:1 is the second one.",
+                nearest(kind, DEVICES),
             )
         for name in (
             "max_context",
@@ -87,6 +94,7 @@ class EngineConfig:
             "cache_disk_bytes",
             "tp",
             "rank_seconds",
+            "gpu_seconds",
         ):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
@@ -103,7 +111,7 @@ class EngineConfig:
                 raise ConfigError(
                     f"{name} keeps what the prefix cache has, and that is off.", "", "Leave out one of the two."
                 )
-        for name in ("prefix_cache", "ep"):
+        for name in ("prefix_cache", "ep", "eager"):
             if type(getattr(self, name)) is not bool:
                 raise ConfigError(f"{name} must be true or false, not {getattr(self, name)!r}.")
         if self.ep and self.tp == 1:

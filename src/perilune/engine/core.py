@@ -14,13 +14,17 @@ from torch import Tensor
 from perilune.cache.manager import CacheManager
 from perilune.cache.tier import Rate
 from perilune.engine.config import EngineConfig, plan_engine
+from perilune.engine.device import open_device
 from perilune.engine.door import FrontDoor
 from perilune.engine.grammars import GrammarQueue
+from perilune.engine.graphs import Capture, GraphCapture, decode_sizes
 from perilune.engine.handover import Elsewhere, FirstToken, Handover, Here
 from perilune.engine.limits import Limits
 from perilune.engine.messages import Submit, TokenEvent, WireError
 from perilune.engine.ranked import open_runner
 from perilune.engine.request import Borrow, FinishReason, Lend, TokenLogprobs
+from perilune.engine.room import check_room
+from perilune.engine.runner import Runner
 from perilune.engine.sampler import Constraint, Sampler, sample_rows
 from perilune.engine.scheduler import Scheduler, Sequence, Step, Work
 from perilune.engine.scores import PromptScores
@@ -28,6 +32,7 @@ from perilune.engine.status import RouterStatus
 from perilune.engine.threads import set_threads
 from perilune.engine.tiers import open_tiers
 from perilune.engine.view import View, requests_of
+from perilune.engine.warm import warm_up
 from perilune.errors import EngineDeadError, OverloadedError, PeriluneError, RequestError, UnsupportedError
 from perilune.models.checkpoint import Checkpoint
 from perilune.nn.batch import Piece
@@ -67,11 +72,14 @@ class EngineCore:
         self.config, self.spec = config, checkpoint.spec
         self.plan = plan_engine(config, self.spec)
         self.limits = Limits.of(self.spec, self.plan)
+        device, device_why = open_device(config.device, 0, config.tp)
+        room = check_room(config, checkpoint, self.plan, device)
         self.tokenizer = load_tokenizer(path)
         self.stop_ids = frozenset(self.spec.stop_ids) | (self.tokenizer.stop_ids if self.tokenizer else frozenset())
         started = time.perf_counter()
-        self.runner = open_runner(config, checkpoint, self.plan)
-        self.because = (*self.plan.because, f"threads {threads}: {why}", *self.runner.because)
+        self.runner = open_runner(config, checkpoint, self.plan, device)
+        where = (f"device {device}: {device_why}", *room, f"threads {threads}: {why}")
+        self.because = (*self.plan.because, *where, *self.runner.because)
         self.load_seconds = time.perf_counter() - started
         self.cache = CacheManager(
             self.plan.cache, self.plan.prefix
@@ -95,6 +103,20 @@ class EngineCore:
             self.handover, probed = self._door.handover, self._door.bytes_per_second
             self._status = RouterStatus(self.handover, self.scheduler, self._computing, probed, self.limits.context)
             self.because += self._door.because
+        if device.type == "cuda":
+            recorded = not config.eager and config.tp == 1  # what ranks exchange is not recorded
+            self.warm_up(GraphCapture(device) if recorded else None)
+
+    def warm_up(self, capture: Capture | None = None) -> None:
+        """Rehearse every kind of step, so that no request waits for a kernel; then record decode steps with `capture`.
+
+        Before the first request: what pages and slots hold is lost.
+        """
+        slots, context = self.plan.cache.slots, self.limits.context
+        self.because += (warm_up(self.runner, self.spec.vocab, slots, self.config.prefill_chunk, context),)
+        if capture is not None and isinstance(self.runner, Runner):
+            self.runner.record(decode_sizes(slots), context, capture)
+        self.runner.settle(self.config.eager)
 
     @property
     def busy(self) -> bool:
@@ -272,6 +294,7 @@ class EngineCore:
         try:
             pieces = [self._piece(work) for work in step.work]
             logits = self._read(step, pieces, self.runner.run(pieces))
+            self.runner.wait("a step")
         except EngineDeadError:
             raise
         except Exception as error:
@@ -308,7 +331,7 @@ class EngineCore:
                 work.sequence.reusable = scores.reusable
             if work.samples:
                 last.append(at - 1)
-        return self.runner.head(rows[last])
+        return self.runner.head(rows if len(last) == len(rows) else rows[last])
 
     def _fail(self, sequence: Sequence, error: Exception) -> TokenEvent:
         self._active.pop(sequence.id, None)
@@ -419,6 +442,7 @@ class EngineCore:
             "running": len(self.scheduler.running),
             "waiting": len(self.scheduler.waiting),
             "load_seconds": self.load_seconds,
+            **(self.runner.guard.named() if self.runner.guard else {}),
             **self._counts,
             **(self.cache.counts.named() if self.plan.prefix else {}),
             **(self._tiers.named() if self._tiers else {}),

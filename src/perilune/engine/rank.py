@@ -17,6 +17,7 @@ import torch
 import zmq
 
 from perilune.engine.config import plan_engine
+from perilune.engine.device import open_device
 from perilune.engine.door import BackDoor
 from perilune.engine.messages import WireError
 from perilune.engine.orders import (
@@ -87,8 +88,9 @@ class RankProcess:
         self._loaded = (config, checkpoint, plan)
         self._patience = config.rank_seconds
         self._group = group_of(config, checkpoint.spec, load.rank)
-        self._runner = load_rank(config, checkpoint, plan, self._group)
-        self._rows = torch.empty(0, checkpoint.spec.hidden, dtype=getattr(torch, plan.dtype))
+        device, _ = open_device(config.device, load.rank, config.tp)
+        self._runner = load_rank(config, checkpoint, plan, self._group, device)
+        self._rows = torch.empty(0, checkpoint.spec.hidden, dtype=getattr(torch, plan.dtype), device=device)
         self.say(Loaded(self._runner.weight_bytes, self._runner.allocated_bytes))
 
     def _obey(self, order: Order) -> None:
@@ -113,7 +115,7 @@ class RankProcess:
             self._door = BackDoor(*self._loaded, arenas, group.rank, order.endpoint, order.model)
         else:
             assert isinstance(order, Join)
-            group.connect(Path(order.folder), self._patience)
+            group.connect(Path(order.folder), self._patience, runner.device.type)
 
 
 def main(endpoint: str, parent: int) -> int:

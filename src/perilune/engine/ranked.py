@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,18 +21,25 @@ from perilune.engine.parallel import RankGroup
 from perilune.engine.ranks import Ranks
 from perilune.engine.runner import Runner
 from perilune.models.checkpoint import Checkpoint
-from perilune.models.share import Share
+from perilune.models.share import WHOLE, Share
 from perilune.models.spec import ModelSpec
 from perilune.nn.batch import Piece
+from perilune.nn.group import ALONE, Group
 from perilune.ops.select import Selection
 from perilune.units import format_bytes
 
+if TYPE_CHECKING:
+    from perilune.ops.gpu.guard import Guard
 
-def open_runner(config: EngineConfig, checkpoint: Checkpoint, plan: EnginePlan) -> Runner | RankedRunner:
-    """What computes for this engine. Raises PeriluneError if a rank cannot hold its share."""
+
+def open_runner(
+    config: EngineConfig, checkpoint: Checkpoint, plan: EnginePlan, device: torch.device
+) -> Runner | RankedRunner:
+    """What computes for this engine; `device` is the first rank's. Raises PeriluneError if a rank cannot hold its
+    share."""
     if config.tp == 1:
-        return Runner(checkpoint, plan.dtype, plan.cache, config.kernels, plan.weight_bits)
-    return RankedRunner(config, checkpoint, plan)
+        return load_rank(config, checkpoint, plan, ALONE, device)
+    return RankedRunner(config, checkpoint, plan, device)
 
 
 def group_of(config: EngineConfig, spec: ModelSpec, rank: int) -> RankGroup:
@@ -39,24 +47,28 @@ def group_of(config: EngineConfig, spec: ModelSpec, rank: int) -> RankGroup:
     return RankGroup(rank, [len(Share(config.tp, n, config.ep).of(spec.vocab)) for n in range(config.tp)])
 
 
-def load_rank(config: EngineConfig, checkpoint: Checkpoint, plan: EnginePlan, group: RankGroup) -> Runner:
+def load_rank(
+    config: EngineConfig, checkpoint: Checkpoint, plan: EnginePlan, group: Group, device: torch.device
+) -> Runner:
     """What one rank computes with."""
-    share = Share(config.tp, group.rank, config.ep)
-    return Runner(checkpoint, plan.dtype, plan.cache, config.kernels, plan.weight_bits, share, group)
+    share = Share(config.tp, group.rank, config.ep) if isinstance(group, RankGroup) else WHOLE
+    return Runner(
+        checkpoint, plan.dtype, plan.cache, config.kernels, plan.weight_bits, share, group, device, config.gpu_seconds
+    )
 
 
 class RankedRunner:
     """The first rank. `held[r]` is what rank r allocated."""
 
-    def __init__(self, config: EngineConfig, checkpoint: Checkpoint, plan: EnginePlan) -> None:
+    def __init__(self, config: EngineConfig, checkpoint: Checkpoint, plan: EnginePlan, device: torch.device) -> None:
         self._ranks = Ranks(config, checkpoint.path)
         try:
             self._group = group_of(config, checkpoint.spec, 0)
-            self._own = load_rank(config, checkpoint, plan, self._group)
+            self._own = load_rank(config, checkpoint, plan, self._group, device)
             self.held = (Loaded(self._own.weight_bytes, self._own.allocated_bytes), *self._ranks.wait_loaded())
             with self._others():
                 self._ranks.join()
-                self._group.connect(self._ranks.folder, config.rank_seconds)
+                self._group.connect(self._ranks.folder, config.rank_seconds, device.type)
         except BaseException:
             self._ranks.close()
             raise
@@ -71,6 +83,16 @@ class RankedRunner:
     def arenas(self) -> CacheArenas:
         """This rank's own."""
         return self._own.arenas
+
+    @property
+    def device(self) -> torch.device:
+        """This rank's own."""
+        return self._own.device
+
+    @property
+    def guard(self) -> Guard | None:
+        """Of this rank's kernels: all ranks run the same."""
+        return self._own.guard
 
     @property
     def allocated_bytes(self) -> int:
@@ -99,7 +121,7 @@ class RankedRunner:
 
     def head(self, rows: Tensor) -> Tensor:
         if not len(rows):
-            return torch.empty(0, self._vocab)
+            return torch.empty(0, self._vocab, device=self.device)
         with self.together(Head(len(rows))):
             rows = rows.contiguous()
             self._group.spread(rows)
@@ -109,10 +131,17 @@ class RankedRunner:
         """Where each rank after the first waits for a RemoteRank."""
         return [self._ranks.open_door(rank, model) for rank in range(1, self._ranks.size)]
 
+    def settle(self, eager: bool = False) -> None:
+        self._own.settle(eager)
+
+    def wait(self, what: str) -> None:
+        self._own.wait(what)
+
     def check(self) -> None:
         self._ranks.check()
 
     def close(self) -> None:
+        self._own.close()
         self._ranks.close()
 
     @contextmanager
@@ -147,11 +176,13 @@ class _KeptByAll:
         with self._runner.together(ReadState(index)) as group:
             shares[0].copy_(self._own.place(kind, index))
             for rank, share in enumerate(shares[1:], 1):
-                group.receive(share, rank)
+                landing = share.to(self._runner.device)  # itself on a CPU
+                group.receive(landing, rank)
+                share.copy_(landing)
         return payload
 
     def write(self, kind: Kind, index: int, payload: Payload) -> None:
-        values = torch.frombuffer(payload, dtype=torch.uint8)
+        values = torch.frombuffer(payload, dtype=torch.uint8).to(self._runner.device)
         if kind == "page":
             with self._runner.together(WritePage(index)) as group:
                 group.spread(values)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,15 +13,21 @@ from perilune.cache.arena import CacheArenas
 from perilune.cache.budget import CachePlan
 from perilune.cache.geometry import CacheGeometry
 from perilune.cache.tier import Kept
+from perilune.engine.graphs import Capture, DecodeSteps
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.loader import load_weights
 from perilune.models.share import WHOLE, Share, narrow
 from perilune.models.spec import KdaSpec, ModelSpec
-from perilune.nn.batch import Batch, Piece
+from perilune.nn.batch import CPU, Batch, Piece
 from perilune.nn.decoder import Decoder
 from perilune.nn.group import ALONE, Group
 from perilune.nn.weights import ModelWeights
 from perilune.ops.select import Needs, choose
+
+if TYPE_CHECKING:
+    from perilune.ops.gpu.guard import Guard
+    from perilune.ops.gpu.launch import Gpu
+    from perilune.ops.gpu.watch import Watch
 
 
 class Runner:
@@ -37,15 +45,33 @@ class Runner:
         weight_bits: int = 16,
         share: Share = WHOLE,
         group: Group = ALONE,
+        device: torch.device = CPU,
+        gpu_seconds: float = 60,
     ) -> None:
         spec = narrow(checkpoint.spec, share)
-        self.arenas = CacheArenas(CacheGeometry.of(checkpoint.spec, dtype, share.tp), plan)
-        loaded = load_weights(checkpoint, getattr(torch, dtype), weight_bits=weight_bits, share=share)
+        self.device = device
+        self.arenas = CacheArenas(CacheGeometry.of(checkpoint.spec, dtype, share.tp), plan, device)
+        loaded = load_weights(checkpoint, getattr(torch, dtype), weight_bits=weight_bits, share=share, device=device)
         weights = ModelWeights.assemble(spec, loaded, share)
         self.weight_bytes = sum(weight.nbytes for weight in loaded.values())
-        self.selection = choose(_needs(spec, weights, dtype), kernels)
+        self.selection = choose(_needs(spec, weights, dtype, device), kernels)
         ops = self.selection.ops
         self._decoder = Decoder(spec, weights.prepared(ops.prepare), ops, group)
+        self._recorded: DecodeSteps | None = None
+        self.guard: Guard | None = None
+        self._watch: Watch | None = None
+        if self.selection.gpu is not None:
+            self._supervise(self.selection.gpu, gpu_seconds)
+
+    def _supervise(self, gpu: Gpu, seconds: float) -> None:
+        """Count the kernels and, on a GPU, watch them."""
+        from perilune.ops.gpu.guard import Guard
+        from perilune.ops.gpu.watch import Watch
+
+        self.guard = Guard.on(gpu)
+        if self.device.type == "cuda":
+            self._watch = Watch(seconds, torch.cuda.Event)
+            gpu.listeners.append(self._watch)
 
     @property
     def because(self) -> tuple[str, ...]:
@@ -66,6 +92,8 @@ class Runner:
 
     def close(self) -> None:
         """End what was started."""
+        if self.guard is not None:
+            self.guard.close()
 
     def clear(self, slot: int) -> None:
         """Forget what the slot's last owner left."""
@@ -76,15 +104,38 @@ class Runner:
         self.arenas.copy(source, slot)
 
     def run(self, pieces: Sequence[Piece]) -> Tensor:
-        """One step; the wanted rows of the pieces in order, [n, D], for `head`."""
-        return self._decoder(Batch.build(pieces), self.arenas)
+        """One step; the wanted rows of the pieces in order, [n, D], for `head`, until the next step."""
+        if self._recorded is not None and self._recorded.take(pieces):
+            return self._recorded.run(pieces)
+        return self._decoder(Batch.build(pieces, self.device), self.arenas)
+
+    def record(self, sizes: Sequence[int], context: int, capture: Capture) -> None:
+        """From now on, decode steps of up to the largest of `sizes` sequences are replayed."""
+
+        def run(batch: Batch) -> Tensor:
+            return self._decoder(batch, self.arenas)
+
+        with self._watch.recording() if self._watch else nullcontext():
+            self._recorded = DecodeSteps(run, sizes, context, self.device, capture)
+
+    def settle(self, eager: bool = False) -> None:
+        """The warm-up is over: a kernel that is not ready now is late, and with `eager` each is still watched."""
+        if self.guard is not None:
+            self.guard.settle()
+        if self._watch is not None:
+            self._watch.each = eager
+
+    def wait(self, what: str) -> None:
+        """Until the device has done what it was given. Raises EngineDeadError if it does not answer."""
+        if self._watch is not None:
+            self._watch.wait(what)
 
     def head(self, rows: Tensor) -> Tensor:
         """fp32 logits [n, vocab] of rows that `run` returned."""
         return self._decoder.head(rows)
 
 
-def _needs(spec: ModelSpec, weights: ModelWeights, dtype: str) -> Needs:
+def _needs(spec: ModelSpec, weights: ModelWeights, dtype: str, device: torch.device) -> Needs:
     """What the kernels have to serve."""
     dims = [layer.mixer.head_dim for layer in spec.layers if isinstance(layer.mixer, KdaSpec)]
-    return Needs(getattr(torch, dtype), tuple(weights.matrices()), max(dims) if dims else None)
+    return Needs(getattr(torch, dtype), tuple(weights.matrices()), max(dims) if dims else None, device)

@@ -40,7 +40,7 @@ class PromptScores:
     def _block(self, logits: Tensor, tokens: Sequence[int]) -> list[PromptLogprobs]:
         """logits [n, vocab] and the n tokens that came next."""
         scores = logits.log_softmax(-1)
-        own = scores.gather(1, torch.tensor(tokens)[:, None])
+        own = scores.gather(1, torch.tensor(tokens, device=logits.device)[:, None])
         ranks = (scores > own).sum(-1) + 1
         best = scores.topk(self._top, dim=-1)
         return [

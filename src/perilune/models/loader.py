@@ -3,6 +3,9 @@
 Every tensor is allocated once at its final size and read into its place, by as many threads as compute later. Values
 that change on the way pass through a buffer of a few MB. Peak memory is the weights: nothing is mapped, since the pages
 of a mapped shard stay resident beside what was made of them. A tensor-parallel rank allocates and reads its share only.
+
+Of weights on a device nothing stays in host memory: they pass through pinned buffers. Where both are one memory, what
+the system has kept of a file is given back tensor by tensor.
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 
 import torch
 from torch import Tensor
 
-from perilune.errors import CheckpointError, UnsupportedError
+from perilune.errors import CheckpointError, ConfigError, UnsupportedError
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.families.common import DTYPES
 from perilune.models.holding import Held
@@ -37,10 +41,13 @@ from perilune.ops.linear.formats import (
     quantise_int8,
     unpack_int4,
 )
+from perilune.ops.staging import Staging, shares_memory
+from perilune.units import format_bytes
 
 Progress = Callable[[int, int], None]
 _AT_ONCE = 1 << 22  # values rounded at a time
 _LARGE = 4 << 20
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -89,8 +96,9 @@ def load_weights(
     progress: Progress | None = None,
     weight_bits: int = 16,
     share: Share = WHOLE,
+    device: torch.device = _CPU,
 ) -> dict[str, Tensor | Weight]:
-    """Every tensor of the model, or what `share` holds of each, by perilune's name, on the CPU.
+    """Every tensor of the model, or what `share` holds of each, by perilune's name, on `device`.
 
     Linear modules come as a Weight (packed ones stay packed), the experts of a layer as one Weight [E, N, K] per
     `layers.{i}.moe.experts.{gate,up,down}`, anything else as a tensor. Dense values are cast to `dtype`, except
@@ -104,31 +112,41 @@ def load_weights(
         raise UnsupportedError(f"A model cannot run in {name}.", f"Known: {', '.join(DTYPES)}.", "Change dtype.")
     checkpoint.check()
     held = checkpoint.held(name, weight_bits, share)
-    memory = {entry.name: _allocate(entry) for entry in held}
+    memory = _allocate(held, device)
     by_file: dict[Path, list[_Copy]] = defaultdict(list)
     for entry in held:
         for copy in _copies(entry, memory[entry.name], checkpoint):
             by_file[copy.stored.file].append(copy)
     done, total = 0, sum(copy.stored.nbytes for copies in by_file.values() for copy in copies)
-    with ThreadPoolExecutor(torch.get_num_threads(), "load") as pool:
+    threads = torch.get_num_threads()
+    staging = None if device.type == "cpu" else _buffers(device, threads)
+    with ThreadPoolExecutor(threads, "load") as pool:
         for file in sorted(by_file):
-            for copied in _read_shard(file, by_file[file], pool):
+            for copied in _read_shard(file, by_file[file], pool, staging):
                 done += copied
                 if progress:
                     progress(done, total)
     return {entry.name: _finish(entry, memory[entry.name]) for entry in held}
 
 
-def _allocate(entry: Held) -> dict[str, Tensor]:
-    return {key: _empty(part) for key, part in entry.parts.items()}
+def _allocate(held: list[Held], device: torch.device) -> dict[str, dict[str, Tensor]]:
+    """Raises ConfigError if a device has no room."""
+    try:
+        return {entry.name: {key: _empty(part, device) for key, part in entry.parts.items()} for entry in held}
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"The weights do not fit: they take {format_bytes(sum(entry.nbytes for entry in held))} on {device}.",
+            str(error).split(". ")[0] + ".",
+            "Lower max_running, max_context or cache_bytes, or share the model among more devices with tp.",
+        ) from error
 
 
-def _empty(part: Part) -> Tensor:
-    """Memory for `part`; large ones in pages of 2 MiB where Linux has them: weights are read from end to end, and
-    with 4 KiB pages a processor does not fetch ahead across their ends (a quarter slower, measured: log.md)."""
+def _empty(part: Part, device: torch.device) -> Tensor:
+    """Memory for `part`; on a CPU, large ones in pages of 2 MiB where Linux has them: weights are read from end to end,
+    and with 4 KiB pages a processor does not fetch ahead across their ends (a quarter slower, measured: log.md)."""
     dtype = getattr(torch, part.dtype)
-    if part.nbytes < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(part.shape, dtype=dtype)
+    if device.type != "cpu" or part.nbytes < _LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(part.shape, dtype=dtype, device=device)
     try:
         memory = mmap.mmap(-1, part.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -151,7 +169,15 @@ def _copies(entry: Held, memory: dict[str, Tensor], checkpoint: Checkpoint) -> I
             yield _Copy(checkpoint.stored[form.shape_name], "shape", form, None)
 
 
-def _read_shard(file: Path, copies: list[_Copy], pool: Executor) -> Iterator[int]:
+def _buffers(device: torch.device, threads: int) -> SimpleQueue[Staging]:
+    """What a tensor passes through on its way to a device; a set per thread."""
+    staging = SimpleQueue[Staging]()
+    for _ in range(threads):
+        staging.put(Staging(device))
+    return staging
+
+
+def _read_shard(file: Path, copies: list[_Copy], pool: Executor, staging: SimpleQueue[Staging] | None) -> Iterator[int]:
     """Do the copies out of one file; yields the stored bytes of each."""
     with Shard(file) as shard:
         copies = sorted(copies, key=lambda copy: copy.stored.offset)
@@ -161,15 +187,27 @@ def _read_shard(file: Path, copies: list[_Copy], pool: Executor) -> Iterator[int
                 _check_shape(copy.form, shard.values(copy.stored).tolist())
             elif not copy.is_plain:
                 _convert(shard, copy, copy.target)
+                if shares_memory(copy.target.device):
+                    shard.forget(copy.stored)
             else:
                 continue
             yield copy.stored.nbytes
-        yield from pool.map(partial(_fill, shard), [copy for copy in copies if copy.is_plain])
+        yield from pool.map(partial(_fill, shard, staging), [copy for copy in copies if copy.is_plain])
 
 
-def _fill(shard: Shard, copy: _Copy) -> int:
+def _fill(shard: Shard, staging: SimpleQueue[Staging] | None, copy: _Copy) -> int:
     assert copy.target is not None
-    shard.fill(copy.target, copy.stored.offset + copy.rows.start * copy.columns * copy.target.itemsize)
+    offset = copy.stored.offset + copy.rows.start * copy.columns * copy.target.itemsize
+    if staging is None:
+        shard.fill(copy.target, offset)
+        return copy.stored.nbytes
+    buffers = staging.get()
+    try:
+        buffers.upload(copy.target, lambda part, start: shard.fill(part, offset + start))
+    finally:
+        staging.put(buffers)
+    if shares_memory(copy.target.device):
+        shard.forget(copy.stored)
     return copy.stored.nbytes
 
 

@@ -39,6 +39,11 @@ class Shard(AbstractContextManager["Shard"]):
         except OSError as error:
             raise self._unreadable(str(error)) from error
 
+    def forget(self, stored: StoredTensor) -> None:
+        """The system need not keep these bytes of the file in memory any longer."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, stored.offset, stored.nbytes, os.POSIX_FADV_DONTNEED)
+
     def values(self, stored: StoredTensor, first: int = 0, count: int | None = None) -> Tensor:
         """`count` values from the `first` on, in the order they are stored; all that follow if None. A copy."""
         dtype = held_as(stored.dtype)

@@ -13,9 +13,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from perilune.cache.geometry import PAGE_TOKENS as PAGE
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -87,51 +88,80 @@ class Batch:
         return self.tokens.shape[0] - len(self.lengths)
 
     @staticmethod
-    def build(pieces: Sequence[Piece], device: torch.device | None = None) -> Batch:
+    def build(pieces: Sequence[Piece], device: torch.device = CPU) -> Batch:
         """Pack `pieces`; prefill pieces first. Two pieces may not share a slot."""
-
-        def ints(values: Sequence[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.int64, device=device)
-
         ordered = sorted(range(len(pieces)), key=lambda i: pieces[i].mode == "decode")
+        ints = _Ints()
         tokens: list[int] = []
         positions: list[int] = []
         page_ids: list[int] = []
-        prefill: list[PrefillPiece] = []
-        tables: list[Tensor] = []
+        prefill: list[tuple[Piece, int, slice]] = []
+        tables: list[Sequence[int]] = []
         lengths: list[int] = []
         waves: dict[int, list[tuple[int, int]]] = {}
         wanted: dict[int, list[int]] = {}
         for index in ordered:
             piece, offset = pieces[index], len(tokens)
             count = len(piece.tokens)
-            where = range(piece.start, piece.start + count)
+            span = range(piece.start, piece.start + count)
             tokens.extend(piece.tokens)
-            positions.extend(where)
-            page_ids.extend(piece.pages[p // PAGE] for p in where)
+            positions.extend(span)
+            page_ids.extend(piece.pages[p // PAGE] for p in span)
             if piece.mode == "prefill":
                 assert piece.start % PAGE == 0, "a prefill piece starts on a chunk boundary"
                 assert all(after % PAGE == 0 and 0 < after <= count for after, _ in piece.exports)
-                prefill.append(PrefillPiece(offset, count, piece.start, piece.slot, ints(piece.pages), piece.exports))
+                prefill.append((piece, offset, ints.add(piece.pages)))
             else:
-                table = torch.tensor(piece.pages, dtype=torch.int64)
-                for i, position in enumerate(where):
-                    tables.append(table)
+                for i, position in enumerate(span):
+                    tables.append(piece.pages)
                     lengths.append(position + 1)
                     waves.setdefault(i, []).append((offset + i, piece.slot))
             wanted[index] = list(range(offset + count - piece.logit_count, offset + count))
-
-        on_device = device is not None and device.type != "cpu"
+        where, at = ints.add(positions), ints.add(page_ids)
+        into, text = ints.add([p % PAGE for p in positions]), ints.add(tokens)
+        logit_rows = ints.add([row for index in range(len(pieces)) for row in wanted[index]])
+        steps = [(ints.add([row for row, _ in w]), ints.add([slot for _, slot in w])) for w in waves.values()]
+        if device.type == "cpu":
+            each = {id(pages): ints.add(pages) for pages in tables}  # rows of one piece share a table
+            sent = ints.send(device)
+            table: Sequence[Tensor] | Tensor = [sent[each[id(pages)]] for pages in tables]
+            length: Sequence[int] | Tensor = lengths
+        else:
+            most = max(map(len, tables), default=0)
+            packed = ints.add([page for pages in tables for page in (*pages, *[0] * (most - len(pages)))])
+            known = ints.add(lengths)
+            sent = ints.send(device)
+            table, length = sent[packed].view(len(tables), most), sent[known]
         return Batch(
-            tokens=ints(tokens),
-            positions=ints(positions),
-            page_ids=ints(page_ids),
-            offsets=ints([p % PAGE for p in positions]),
-            prefill=tuple(prefill),
-            tables=pad_sequence(tables, batch_first=True).to(device) if on_device and tables else tables,
-            lengths=ints(lengths) if on_device else lengths,
-            waves=tuple(
-                Wave(ints([row for row, _ in wave]), ints([slot for _, slot in wave])) for wave in waves.values()
+            tokens=sent[text],
+            positions=sent[where],
+            page_ids=sent[at],
+            offsets=sent[into],
+            prefill=tuple(
+                PrefillPiece(first, len(piece.tokens), piece.start, piece.slot, sent[pages], piece.exports)
+                for piece, first, pages in prefill
             ),
-            logit_rows=ints([row for index in range(len(pieces)) for row in wanted[index]]),
+            tables=table,
+            lengths=length,
+            waves=tuple(Wave(sent[rows], sent[slots]) for rows, slots in steps),
+            logit_rows=sent[logit_rows],
         )
+
+
+class _Ints:
+    """Lists of integers on their way to a device as one tensor, since a copy costs more than what is in it."""
+
+    def __init__(self) -> None:
+        self._values: list[int] = []
+
+    def add(self, values: Sequence[int]) -> slice:
+        """Where they will be: at a multiple of 16 bytes, for which kernels are compiled."""
+        start = len(self._values)
+        self._values.extend(values)
+        self._values.extend([0] * (len(values) % 2))
+        return slice(start, start + len(values))
+
+    def send(self, device: torch.device) -> Tensor:
+        """All of them, int64, from pinned memory where a device can fetch them by itself."""
+        values = torch.tensor(self._values, dtype=torch.int64, pin_memory=device.type == "cuda")
+        return values.to(device, non_blocking=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -80,11 +81,16 @@ class Decoder:
         mine = (own >= 0) & (own < table.shape[0])
         return self.group.sum(torch.where(mine[:, None], table[own.where(mine, 0)], 0))
 
-    def _rotations(self, batch: Batch) -> dict[RopeSpec, Rotation]:
-        """cos and sin per distinct RoPE, computed once a step."""
+    @cached_property
+    def _frequencies(self) -> dict[RopeSpec, Tensor]:
+        """Of each distinct RoPE, where the weights are."""
         mixers = [layer.mixer for layer in self.spec.layers]
         ropes = {mixer.rope for mixer in mixers if isinstance(mixer, MlaSpec) and mixer.rope}
-        return {rope: rotation(rope, inverse_frequencies(rope), batch.positions) for rope in ropes}
+        return {rope: inverse_frequencies(rope).to(self.weights.embed.device) for rope in ropes}
+
+    def _rotations(self, batch: Batch) -> dict[RopeSpec, Rotation]:
+        """cos and sin per distinct RoPE, computed once a step."""
+        return {rope: rotation(rope, steps, batch.positions) for rope, steps in self._frequencies.items()}
 
 
 def _ffn(x: Tensor, w: SwigluWeights | MoeWeights, spec: DenseSpec | MoeSpec, ops: Ops) -> Tensor:

@@ -18,7 +18,7 @@ from perilune.ops.rows import pointwise
 
 
 def inverse_frequencies(rope: RopeSpec) -> Tensor:
-    """[dim / 2] fp32, radians per position."""
+    """[dim / 2] fp32, radians per position, on the CPU."""
     theta = 1.0 / rope.theta ** (torch.arange(0, rope.dim, 2, dtype=torch.float32) / rope.dim)
     yarn = rope.yarn
     if yarn is None:

@@ -11,10 +11,11 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from perilune.errors import UnsupportedError
 from perilune.ops.kda import cpu as kda
 from perilune.ops.linear import cpu as linear
 from perilune.ops.linear.formats import Weight
@@ -25,6 +26,9 @@ from perilune.ops.native import BF16, Native, refuses_weight
 from perilune.ops.norm import cpu as norm
 from perilune.ops.selfcheck import disagreement
 from perilune.ops.table import REFERENCE, Ops
+
+if TYPE_CHECKING:
+    from perilune.ops.gpu.launch import Gpu
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +85,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Selection:
-    """The table of functions, and how each came to be in it."""
+    """The table of functions, and how each came to be in it; `gpu` is what Triton's are launched on."""
 
     ops: Ops
     choices: tuple[Choice, ...]
+    gpu: Gpu | None = None
 
     @property
     def because(self) -> str:
@@ -102,7 +107,8 @@ def choose(needs: Needs, kernels: str = "auto") -> Selection:
     """Pick a backend for every op.
 
     `kernels` is "auto", "reference" to use no other, or "triton": its kernels wherever they are, which on a CPU means
-    in Triton's interpreter. Tensors on a GPU are served by Triton or, op by op, by the reference.
+    in Triton's interpreter. Where Triton serves, it serves every op.
+    Raises UnsupportedError, naming the op, if it cannot.
     """
     if kernels == "triton" or needs.device.type != "cpu":
         return _choose_triton(needs, kernels)
@@ -129,22 +135,27 @@ def choose(needs: Needs, kernels: str = "auto") -> Selection:
 
 
 def _choose_triton(needs: Needs, kernels: str) -> Selection:
-    """Triton where it can serve, else the reference. Imported here: a CPU needs no compiler for GPUs."""
+    """Triton for every op, or the reference if that was asked for. Imported here: a CPU needs no compiler for GPUs."""
+    if kernels == "reference":
+        why = (("triton", "kernels=reference was asked for"),)
+        return Selection(REFERENCE, tuple(Choice(op, what, "reference", why) for op, what in OPS.items()))
     from perilune.ops.gpu.table import bound, open_gpu, refuses
 
-    gpu = "kernels=reference was asked for" if kernels == "reference" else open_gpu(needs.device)
-    if not isinstance(gpu, str) and needs.dtype != BF16:
-        gpu = f"{str(needs.dtype).removeprefix('torch.')} stays on the reference, which is exact"
-    served = {} if isinstance(gpu, str) else bound(gpu)
-    choices, chosen = [], {}
+    gpu = open_gpu(needs.device)
+    if isinstance(gpu, str):
+        raise UnsupportedError("Triton's kernels cannot run.", f"{gpu[0].upper()}{gpu[1:]}.", "Use --kernels auto.")
     for op, what in OPS.items():
-        reason = gpu if isinstance(gpu, str) else refuses(op, needs.weights, needs.kda_dim)
-        if reason is None and not isinstance(gpu, str):
-            chosen[op] = served[op]
-            choices.append(Choice(op, what, f"triton ({gpu.arch.name})", ()))
-        else:
-            choices.append(Choice(op, what, "reference", (("triton", str(reason)),)))
-    return Selection(dataclasses.replace(REFERENCE, **chosen), tuple(choices))
+        reason = refuses(op, needs.weights, needs.kda_dim)
+        if needs.dtype != BF16:
+            reason = f"{str(needs.dtype).removeprefix('torch.')} activations"
+        if reason is not None:
+            raise UnsupportedError(
+                f"No GPU kernel serves {op} ({what}) of this model: {reason}.",
+                "It would have to be computed elsewhere, which would be slow and is never done unasked.",
+                "Use --dtype bfloat16 and a format the kernels read, --device cpu, or --kernels reference.",
+            )
+    choices = tuple(Choice(op, what, f"triton ({gpu.arch.name})", ()) for op, what in OPS.items())
+    return Selection(dataclasses.replace(REFERENCE, **bound(gpu)), choices, gpu)
 
 
 def trusted() -> Native | str:

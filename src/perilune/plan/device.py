@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from perilune.host.profiles import DeviceProfile
+from perilune.host.rule import Target
 
 
 @dataclass(frozen=True)
@@ -12,7 +13,7 @@ class Machine:
     """What a plan needs to know of one device: bytes, bytes/s, FLOP/s, None where not known; `source` says whose.
 
     `name` is the profile's, for what is known of how near to its bounds engines come. `one_memory`: ranks that share a
-    model share the device too, as on a CPU; else each has a device like this.
+    model share the device too, as on a CPU; else each has a device like this. `gpu`: it computes with a GPU's kernels.
     """
 
     memory: int
@@ -21,6 +22,7 @@ class Machine:
     compute: float | None = None
     name: str | None = None
     one_memory: bool = True
+    gpu: bool = False
 
     def of_rank(self, ranks: int) -> Machine:
         """What one of `ranks` has."""
@@ -47,4 +49,6 @@ def machine_of(device: DeviceProfile, memory: tuple[int, str] | None = None) -> 
         assert device.memory is not None, f"{device.name} has the memory of the host it is in"
         memory = (device.memory, f"{device.title}: {device.because['memory']}")
     bandwidth = device.measured_bandwidth or device.bandwidth
-    return Machine(*memory, bandwidth, rates[0] if rates else None, device.name, device.unified)
+    return Machine(
+        *memory, bandwidth, rates[0] if rates else None, device.name, device.unified, device.target is not Target.CPU
+    )

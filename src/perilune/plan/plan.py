@@ -19,7 +19,7 @@ from perilune.plan.parameters import count_parameters
 from perilune.plan.reasons import cache_reasons, sequences, why_context, why_fits
 from perilune.plan.roofline import Roofline, roofline
 from perilune.plan.snapshots import break_even_tokens, copy_tokens, snapshot_reasons
-from perilune.plan.workspace import PROCESS_BYTES, STEP_TOKENS, Workspace, workspace
+from perilune.plan.workspace import GPU_BYTES, PROCESS_BYTES, STEP_TOKENS, Workspace, gpu_workspace, workspace
 from perilune.units import format_bytes
 
 
@@ -107,7 +107,8 @@ def plan_model(
     own = narrow(spec, share)
     geometry = CacheGeometry.of(spec, dtype or spec.dtype, tp)
     cache = plan_cache(geometry, context, concurrency, snapshots=None if prefix_cache else 0)
-    work, parameters = workspace(own, step_tokens), count_parameters(spec)
+    parameters = count_parameters(spec)
+    work = gpu_workspace(own, step_tokens) if machine.gpu else workspace(own, step_tokens)
     memory = machine.memory
     need = weights_bytes + cache.total_bytes + work.total(concurrency)
     rows_each = 1 + (default_snapshots(geometry, 1) if prefix_cache else 0)
@@ -132,8 +133,9 @@ def plan_model(
         "weights_bytes": weights_source + _of_ranks(share, each),
         **cache_reasons(geometry, cache, concurrency, context),
         **snapshot_reasons(geometry, cache, speed),
-        "workspace_bytes": f"an estimate: {format_bytes(PROCESS_BYTES)} of libraries, {step_tokens} prompt tokens per "
-        f"step through the widest layer in fp32, logits of {sequences(concurrency)}",
+        "workspace_bytes": f"an estimate: {format_bytes(GPU_BYTES if machine.gpu else PROCESS_BYTES)} of libraries, "
+        f"{step_tokens} prompt tokens per step through the widest layer"
+        f"{'' if machine.gpu else ' in fp32'}, logits of {sequences(concurrency)}",
         "total_bytes": "weights + cache + workspace",
         "memory_bytes": machine.source,
         "max_context": why_context(spec, reach, concurrency),

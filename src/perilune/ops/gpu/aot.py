@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from triton.compiler import ASTSource, compile, make_backend
-from triton.runtime.jit import create_function_from_signature
+from triton.compiler import ASTSource, compile
 
 from perilune.ops.gpu.arch import Arch
-from perilune.ops.gpu.launch import Launch, options
+from perilune.ops.gpu.keys import Key, key, specialised
+from perilune.ops.gpu.launch import Launch
 
 _MATRIX = {
     "amdgcn": re.compile(r"^\s*v_(wmma|mfma|smfmac)_", re.M),
@@ -69,15 +69,9 @@ class Build:
         return found
 
 
-def key(launch: Launch, arch: Arch) -> tuple[Any, ...]:
-    """What makes two launches one binary: kernel, types and alignments of arguments, constants, options."""
-    signature, constants, attributes = _specialised(launch, arch)[1:]
-    return (launch.name, *map(str, (signature, constants, attributes, options(launch.tile))))
-
-
 def distinct(launches: Iterable[Launch], arch: Arch) -> list[Launch]:
     """One launch of each binary, in order of first use."""
-    found: dict[tuple[Any, ...], Launch] = {}
+    found: dict[Key, Launch] = {}
     for launch in launches:
         found.setdefault(key(launch, arch), launch)
     return list(found.values())
@@ -88,7 +82,7 @@ def build(launch: Launch, arch: Arch) -> Build:
     if triton.knobs.runtime.interpret:
         raise CompileError("TRITON_INTERPRET is set: kernels are interpreted here, and cannot be compiled. Unset it.")
     started = time.perf_counter()
-    chosen, signature, constants, attributes = _specialised(launch, arch)
+    chosen, signature, constants, attributes = specialised(launch, arch)
     source = ASTSource(launch.kernel, signature, constants, attributes)
     try:
         done = compile(source, target=arch.target, options=chosen.__dict__)
@@ -101,16 +95,6 @@ def builds(launches: Iterable[Launch], arch: Arch) -> Iterator[Build]:
     """Each distinct launch, compiled."""
     for launch in distinct(launches, arch):
         yield build(launch, arch)
-
-
-def _specialised(launch: Launch, arch: Arch) -> tuple[Any, dict[str, str], dict[Any, Any], dict[Any, Any]]:
-    """(options, signature, constants, attributes) as Triton's own launcher derives them from the arguments."""
-    kernel, backend = launch.kernel, make_backend(arch.target)
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    given = {**launch.constants, **launch.tile.blocks, **options(launch.tile)}
-    bound, specialisation, extra = bind(*launch.args, **given)
-    packed = kernel._pack_args(backend, given, bound, specialisation, extra)
-    return packed[0], packed[1], packed[2], packed[3]
 
 
 def _report(launch: Launch, arch: Arch, done: Any, seconds: float) -> Build:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import triton
@@ -20,11 +20,22 @@ from perilune.ops.gpu.tiles import Tile, tile
 Grid = tuple[int, ...]
 
 
+class Listener(Protocol):
+    """Somebody who wants to know what is launched."""
+
+    def starts(self, launch: Launch, arch: Arch) -> None:
+        """Before: it may have to be compiled now."""
+
+    def launched(self, launch: Launch) -> None:
+        """After: it waits in the GPU's queue, or runs."""
+
+
 @dataclass(frozen=True)
 class Gpu:
     """What every `triton.py` computes with, as `Native` is to every `cpu.py`."""
 
     arch: Arch
+    listeners: list[Listener] = field(default_factory=list)
 
     def tile(self, name: str, form: str = "") -> Tile:
         """The tile of a kernel for a weight format, out of the table."""
@@ -32,10 +43,20 @@ class Gpu:
 
     def launch(self, kernel: Any, grid: Grid, *args: Any, tile: Tile, form: str = "", **constants: Any) -> None:
         """Run `kernel` over `grid`. `constants` and the tile's blocks are compile-time values; `form` is a label."""
+        heard = Launch(kernel, form, args, constants, tile) if self.listeners else None
+        if heard:
+            for listener in self.listeners:
+                listener.starts(heard, self.arch)
+        self._run(kernel, grid, args, {**constants, **tile.blocks}, tile)
+        if heard:
+            for listener in self.listeners:
+                listener.launched(heard)
+
+    def _run(self, kernel: Any, grid: Grid, args: tuple[Any, ...], constants: Mapping[str, Any], tile: Tile) -> None:
         if triton.knobs.runtime.interpret:
-            kernel[grid](*args, **constants, **tile.blocks)
+            kernel[grid](*args, **constants)
         else:
-            kernel[grid](*args, **constants, **tile.blocks, **options(tile))
+            kernel[grid](*args, **constants, **options(tile))
 
 
 def options(tile: Tile) -> dict[str, Any]:
@@ -45,7 +66,7 @@ def options(tile: Tile) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch as it was asked for. Tensors are kept as meta tensors of their dtype."""
+    """One launch as it was asked for."""
 
     kernel: Any
     form: str
@@ -56,12 +77,13 @@ class Launch:
     @property
     def name(self) -> str:
         """The kernel's room and name, as "kda.decode"."""
-        return f"{self.kernel.__module__.split('.')[-2]}.{self.kernel.__name__}"
+        function = self.kernel.fn
+        return f"{function.__module__.split('.')[-2]}.{function.__name__}"
 
 
 @dataclass(frozen=True)
 class Recorder(Gpu):
-    """Launches nothing and remembers everything."""
+    """Launches nothing and remembers everything; tensors as meta tensors of their dtype."""
 
     launches: list[Launch] = field(default_factory=list)
 

@@ -50,7 +50,7 @@ def conv_chunk(raw, window, weight, first, tokens, raw_row, channels, TAPS: tl.c
     return tl.where((first + token < tokens)[:, None], rounded(silu(total)), 0.0)
 
 
-@triton.jit(do_not_specialize=["tokens", "slot"])
+@triton.jit(do_not_specialize=["tokens", "slot"], do_not_specialize_on_alignment=["b"])  # b's rows are a few bytes
 def prepare(
     raw, f, b, conv, a_log, dt_bias, window, qkv, inverse, running, beta,
     tokens, slot, heads, raw_row, f_row, b_row, window_row,
@@ -313,10 +313,15 @@ def decode(
     heads, raw_row, f_row, b_row, gate_row, state_row, window_row, eps,
     K: tl.constexpr,
 ):  # fmt: skip
-    """Sequence i, head h: one token, from its raw projections to its gated norm; out [n, H, V] bf16."""
+    """Sequence i, head h: one token, from its raw projections to its gated norm; out [n, H, V] bf16.
+
+    A slot below 0 is padding: nothing is read or written.
+    """
     sequence, head = tl.program_id(0), tl.program_id(1)
     row = tl.load(rows + sequence)
     slot = tl.load(slots + sequence)
+    if slot < 0:
+        return
     dims = tl.arange(0, K)
     in_q, in_k, in_v = head * K + dims, (heads + head) * K + dims, (2 * heads + head) * K + dims
     raw += row * raw_row

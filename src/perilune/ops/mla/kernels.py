@@ -33,7 +33,7 @@ def store_latents(
     last pe values of q [T, H, nope + pe] in BH heads, in place.
 
     kv [T, rank + pe]; cos and sin [T, pe / 2] fp32, not read unless ROTATED; pages [P, 64, rank + pe]. PE is pe / 2 up
-    to a power of two: keys are rotated in pairs (x0, x1), (x2, x3), ...
+    to a power of two: keys are rotated in pairs (x0, x1), (x2, x3), ... A page below 0 is padding: it is not written.
     """
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     half = pe // 2
@@ -44,8 +44,10 @@ def store_latents(
     if part == 0:
         dims = tl.arange(0, R)
         row = kv + token * kv_row
-        inside = dims < rank
-        page = pages + tl.load(page_ids + token) * page_row + tl.load(offsets + token) * (rank + pe)
+        place = tl.load(page_ids + token)
+        inside = dims < tl.where(place < 0, 0, rank)
+        real = pair < tl.where(place < 0, 0, half)
+        page = pages + place * page_row + tl.load(offsets + token) * (rank + pe)
         x = wide(tl.load(row + dims, mask=inside, other=0.0))
         x = rounded(x * tl.rsqrt(tl.sum(x * x, axis=0) / rank + eps))
         tl.store(page + dims, narrow(x * wide(tl.load(norm + dims, mask=inside, other=0.0))), mask=inside)

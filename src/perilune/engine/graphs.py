@@ -1,0 +1,131 @@
+"""Decode steps that are recorded once and replayed: on a GPU a step's some hundred launches then cost as much as one.
+
+A recorded step reads and writes the same memory each time, so it has inputs of its own, which are filled before a
+replay, and there is one for each of a few batch sizes. Rows that a batch does not fill are padding: slot and page -1,
+which kernels leave alone, and a context of no tokens.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from perilune.cache.geometry import PAGE_TOKENS, pages_for
+from perilune.nn.batch import Batch, Piece, Wave
+from perilune.ops.staging import Pinned
+
+Step = Callable[[], Tensor]
+Capture = Callable[[Step], Step]
+"""Makes of a step one that can be repeated: it returns the same tensor each time, with other values."""
+
+_TOKENS, _POSITIONS, _PAGES, _OFFSETS, _SLOTS, _LENGTHS = range(6)
+_PADDING = (0, 0, -1, 0, -1, 0)
+
+
+def decode_sizes(most: int) -> tuple[int, ...]:
+    """Batch sizes to record for up to `most` sequences: few rows cost what one does, so steps are coarse."""
+    return tuple(sorted({*(size for size in (1, 2, 4) if size < most), *range(8, most, 8), most}))
+
+
+def again(step: Step) -> Step:
+    """Nothing is recorded: the step itself, run each time. What a processor, and a test, has instead of a graph."""
+    return step
+
+
+class GraphCapture:
+    """Records CUDA or HIP graphs on `device`, which share memory for what lies between their first and last op."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._pool = device, torch.cuda.graph_pool_handle()
+
+    def __call__(self, step: Step) -> Step:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool):
+            out = step()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return out
+
+        return replay
+
+
+class DecodeSteps:
+    """Recorded steps of `sizes` sequences, one token each, of up to `context` tokens. `run` makes one of a batch."""
+
+    def __init__(
+        self,
+        run: Callable[[Batch], Tensor],
+        sizes: Sequence[int],
+        context: int,
+        device: torch.device,
+        capture: Capture,
+    ) -> None:
+        """Records them, largest first, so that the others fit into its memory. Their kernels must be compiled."""
+        self._sizes, most = sorted(sizes), max(sizes) + max(sizes) % 2  # every row starts at 16 bytes
+        self._filled = Pinned((len(_PADDING), most), torch.int64, device)
+        self._inputs = self._filled.values.to(device, copy=True)
+        self._tables = Pinned((most, pages_for(context)), torch.int64, device)
+        self._table = self._tables.values.to(device, copy=True)
+        self._sent: list[list[int]] = [[] for _ in range(most)]
+        self._rows = torch.arange(most, device=device)
+        self._fill([])
+        self._steps: dict[int, Step] = {}
+        for size in reversed(self._sizes):
+            batch = self._batch(size)
+            run(batch)  # whatever happens only once, happens before it is recorded
+            self._steps[size] = capture(lambda batch=batch: run(batch))  # type: ignore[misc]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(self._sizes)
+
+    def take(self, pieces: Sequence[Piece]) -> bool:
+        """Whether this is such a step."""
+        return 0 < len(pieces) <= self._sizes[-1] and all(
+            piece.mode == "decode" and len(piece.tokens) == 1 and piece.logits != "none" for piece in pieces
+        )
+
+    def run(self, pieces: Sequence[Piece]) -> Tensor:
+        """[n, D] of the pieces in order, until the next step. Only if `take`."""
+        self._fill(pieces)
+        size = self._sizes[bisect_left(self._sizes, len(pieces))]
+        return self._steps[size]()[: len(pieces)]
+
+    def _fill(self, pieces: Sequence[Piece]) -> None:
+        """One copy for the integers of the step, and one for each page table that has changed."""
+        inputs, tables = self._filled, self._tables
+        inputs.wait()
+        columns = [
+            (piece.tokens[0], piece.start, piece.pages[piece.start // PAGE_TOKENS], piece.start % PAGE_TOKENS,
+             piece.slot, piece.start + 1)
+            for piece in pieces
+        ]  # fmt: skip
+        columns += [_PADDING] * (inputs.values.shape[1] - len(columns))
+        inputs.values.copy_(torch.tensor(columns, dtype=torch.int64).T)
+        inputs.send(self._inputs, inputs.values)
+        changed = [(row, list(p.pages)) for row, p in enumerate(pieces) if self._sent[row] != list(p.pages)]
+        if changed:
+            tables.wait()
+        for row, pages in changed:
+            part = tables.values[row, : len(pages)]
+            part.copy_(torch.tensor(pages, dtype=torch.int64))
+            tables.send(self._table[row, : len(pages)], part)
+            self._sent[row] = pages
+
+    def _batch(self, size: int) -> Batch:
+        inputs = [row[:size] for row in self._inputs]
+        return Batch(
+            tokens=inputs[_TOKENS],
+            positions=inputs[_POSITIONS],
+            page_ids=inputs[_PAGES],
+            offsets=inputs[_OFFSETS],
+            prefill=(),
+            tables=self._table[:size],
+            lengths=inputs[_LENGTHS],
+            waves=(Wave(self._rows[:size], inputs[_SLOTS]),),
+            logit_rows=self._rows[:size],
+        )
