@@ -143,6 +143,18 @@ inline vi dot4(vi sum, vu u, vu s) {
 #endif
 }
 
+// The same with the bytes of one word against every lane. GCC 12 does not let the product read the word from memory by
+// itself, and then has too few registers.
+template <bool wide>
+inline vi dot4(vi sum, vu u, const word* s) {
+#if defined(__AVX512VNNI__)
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(u), "m"(*s));
+  return sum;
+#else
+  return dot4<wide>(sum, u, splat(*s));
+#endif
+}
+
 // sum + a0 b0 + a1 b1 of bf16.
 inline vf dot2(vf sum, vu a, vu b) {
 #if defined(__AVX512BF16__)

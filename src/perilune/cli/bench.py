@@ -215,7 +215,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Judge new results against old. Exit status 0: nothing worse; 1: something is; 3: not enough data to tell."""
-    from perilune.bench.compare import METRICS
+    from perilune.bench.compare import METRICS, lines
     from perilune.bench.compare import compare as judged
     from perilune.bench.store import Store
 
@@ -226,9 +226,7 @@ def compare(
         rows = [{**vars(row), "judged": vars(row.judged)} for row in found.rows]
         typer.echo(json.dumps({"rows": rows, "missing": found.missing, "exit_code": found.exit_code}, indent=2))
     else:
-        for row in found.rows:
-            typer.echo(f"{row.judged.verdict:<8} {row.sweep}  {row.label}  {row.metric}  {row.judged.why}")
-        typer.echo("\n".join(found.missing), nl=bool(found.missing))
+        typer.echo("\n".join(lines(found)))
     raise typer.Exit(found.exit_code)
 
 
