@@ -16,6 +16,8 @@ import secrets
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 from perilune.engine.client import AsyncEngine
 from perilune.engine.config import EngineConfig
@@ -35,10 +37,12 @@ def _config(role: str, asked: argparse.Namespace) -> EngineConfig:
     )  # fmt: skip
 
 
-async def _first(engine: AsyncEngine, prompt: Sequence[int], handover: Handover | None = None) -> tuple[float, str]:
+async def _first(
+    engine: AsyncEngine, prompt: Sequence[int], handover: Handover | None = None, tokens: int = 2
+) -> tuple[float, str]:
     """Seconds to the first token, or to the ticket; the ticket."""
     started, seconds, ticket = time.perf_counter(), 0.0, ""
-    async for delta in engine.generate(prompt, ONE, handover=handover):
+    async for delta in engine.generate(prompt, replace(ONE, max_tokens=tokens), handover=handover):
         seconds = seconds or time.perf_counter() - started
         ticket = delta.lent.ticket if delta.lent else ticket
         if handover is not None and delta.remote is False:
@@ -53,22 +57,10 @@ async def _split(p: AsyncEngine, d: AsyncEngine, prompt: Sequence[int], *, early
     return seconds + (await _first(d, prompt, Borrow(ticket)))[0]
 
 
-async def _gaps(d: AsyncEngine, prompt: Sequence[int], stop: asyncio.Event) -> list[float]:
-    """Seconds between the tokens of one more request, until `stop`."""
-    params = SamplingParams(max_tokens=None, temperature=0, ignore_eos=True)
-    found, last = [], None
-    async for _ in d.generate(prompt, params):
-        now = time.perf_counter()
-        found += [] if last is None else [now - last]
-        last = now
-        if stop.is_set():
-            break
-    return found
-
-
 async def _moves(p: AsyncEngine, d: AsyncEngine, prompt: Sequence[int], count: int) -> None:
     """Prints the seconds from the second leg's arrival to the verdict that the bytes are valid; the first meets the
-    other engine and is left out of the median."""
+    other engine and is left out of the median. Then again beside another request, and what its tokens take meanwhile.
+    """
     seconds, nbytes = [], 0
     for _ in range(count + 1):
         before = await d.stats()
@@ -79,6 +71,38 @@ async def _moves(p: AsyncEngine, d: AsyncEngine, prompt: Sequence[int], count: i
     median = statistics.median(seconds[1:])
     print(f"{seconds[0] * 1e3:.1f} ms the first time, then {min(seconds[1:]) * 1e3:.1f} at best, {median * 1e3:.1f} ms")
     print(f"for {nbytes:,} bytes: {nbytes / median / 1e9:.2f} GB/s")
+    stop, windows = asyncio.Event(), list[tuple[float, float]]()
+    decoding = asyncio.create_task(_tokens(d, prompt[:64], stop))
+    for _ in range(count):
+        _, ticket = await _first(p, prompt, Lend())
+        await asyncio.sleep(0.3)  # nothing but decoding
+        began = time.perf_counter()
+        await _first(d, prompt, Borrow(ticket), tokens=1)  # the first token comes along: no step of its own
+        windows.append((began, time.perf_counter()))
+    stop.set()
+    times = await decoding
+    gaps = [(last, now) for last, now in pairwise(times)]
+    beside = [now - last for last, now in gaps if any(last < end and now > began for began, end in windows)]
+    quiet = [now - last for last, now in gaps if any(began - 0.25 < last and now < began for began, _ in windows)]
+    print(f"another request's token: {_ms(quiet)} alone, {_ms(beside)} while a cache arrives")
+
+
+def _gap(times: Sequence[float]) -> float:
+    return (times[-1] - times[0]) / (len(times) - 1)
+
+
+def _ms(seconds: Sequence[float]) -> str:
+    return f"{statistics.mean(seconds) * 1e3:.2f} ms ({len(seconds)})"
+
+
+async def _tokens(d: AsyncEngine, prompt: Sequence[int], stop: asyncio.Event) -> list[float]:
+    """When each token of one more request came, until `stop`."""
+    params, times = SamplingParams(max_tokens=None, temperature=0, ignore_eos=True), list[float]()
+    async for _ in d.generate(prompt, params):
+        times.append(time.perf_counter())
+        if stop.is_set():
+            break
+    return times
 
 
 async def _measure(asked: argparse.Namespace) -> None:
@@ -109,16 +133,16 @@ async def _measure(asked: argparse.Namespace) -> None:
     mean = float(after[_SECONDS]) / float(after["pd_transfers_total"])
     print(f"{mean * 1e3:.1f} ms per transfer, streamed ones from their ticket on")
     quiet, busy = asyncio.Event(), asyncio.Event()
-    decoding = asyncio.create_task(_gaps(d, prompt[:64], quiet))
+    decoding = asyncio.create_task(_tokens(d, prompt[:64], quiet))
     await asyncio.sleep(2)
     quiet.set()
-    alone = statistics.mean(await decoding)
+    alone = _gap(await decoding)
     _, ticket = await _first(p, prompt, Lend())
-    decoding = asyncio.create_task(_gaps(d, prompt[:64], busy))
+    decoding = asyncio.create_task(_tokens(d, prompt[:64], busy))
     await asyncio.sleep(0.2)
     await _first(d, prompt, Borrow(ticket))
     busy.set()
-    beside = statistics.mean(await decoding)
+    beside = _gap(await decoding)
     print(f"{alone * 1e3:.2f} ms per token of another request, {beside * 1e3:.2f} while a cache arrives")
     await asyncio.gather(p.close(), d.close())
 

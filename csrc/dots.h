@@ -123,7 +123,7 @@ inline vi dot4(vi sum, vu u, vu s) {
   return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)u, (__m512i)s);
 #else
   if constexpr (wide) {
-    const vu even = u & 0x00ff00ff, odd = (u >> 8) & 0x00ff00ff;
+    [[maybe_unused]] const vu even = u & 0x00ff00ff, odd = (u >> 8) & 0x00ff00ff;
 #if defined(__AVX512F__)
     const __m512i low = _mm512_srai_epi16(_mm512_slli_epi16((__m512i)s, 8), 8), high = _mm512_srai_epi16((__m512i)s, 8);
     return sum + (vi)_mm512_madd_epi16((__m512i)even, low) + (vi)_mm512_madd_epi16((__m512i)odd, high);
@@ -140,6 +140,18 @@ inline vi dot4(vi sum, vu u, vu s) {
   for (int i = 0; i < 32; i += 8) sum += (vi)((u >> i) & 255) * (((vi)s << (24 - i)) >> 24);
   return sum;
 #endif
+#endif
+}
+
+// The same with the bytes of one word against every lane. GCC 12 does not let the product read the word from memory by
+// itself, and then has too few registers.
+template <bool wide>
+inline vi dot4(vi sum, vu u, const word* s) {
+#if defined(__AVX512VNNI__)
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(u), "m"(*s));
+  return sum;
+#else
+  return dot4<wide>(sum, u, splat(*s));
 #endif
 }
 

@@ -120,7 +120,7 @@ inline void experts_tiled(const ExpertsArgs& a) {
           for (int64_t s = 0; s < count; s++) rows[s] = x[i] + a.slot_token[s0 + s] * words[i];
           pack_panels(rows, count, words[i], packed[i]);
         }
-        const int64_t stretch = count > kPanel ? 1 : r1 - r0;  // of one panel strips pass once, whatever their order
+        const int64_t stretch = panel_rows(count) < count ? 1 : r1 - r0;  // for one panel strips pass once anyway
         for (int64_t run = r0; run < r1; run += stretch)
           for (int64_t s = 0, m; s < count; s += m) {
             m = panel_rows(count - s);

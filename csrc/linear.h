@@ -72,7 +72,7 @@ inline void linear_tiled(const LinearArgs& a, const RowForm& form) {
         const int64_t end = at_most(s1 - before, part->w.n / kStrip);
         for (int64_t s = s0 > before ? s0 - before : 0; s < end; s++)
           for (int64_t t = t0, m; t < t1; t += m) {
-            m = panel_rows(t1 - t);
+            m = panel_rows(at_most(kPanel, t1 - t));  // as they were taken
             times_strip(panels + t * words, m, form, part->w, 0, s, c);
             for (int64_t i = 0; i < m; i++)
               for (int64_t j = 0; j < kStrip; j += kLanes)

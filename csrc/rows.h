@@ -1,15 +1,15 @@
 // Activations as rows of words, and panels of them: what a tile of weights is multiplied with.
 //
-// For weights of 4 or 8 bits a row is rounded to int8 per 32 inputs (the largest value becomes 127), an error of about
-// 0.5 % of its length. 32 inputs are ten words: eight of four bytes, the fp32 scale, and where the sum of products
-// starts. Weights are unsigned codes there, w = scale * (code - zero), so it starts at -zero * (sum of the bytes), and
+// For weights of 4 or 8 bits a row is rounded to int8 per 32 inputs (the largest value becomes 113 to 127, so that the
+// scale has few digits: scales.h), an error of about 0.6 % of its length. 32 inputs are ten words: eight of four bytes,
+// the scale, and where the sum of products starts. Weights are unsigned codes there, w = scale * (code - zero), so it starts at -zero * (sum of the bytes), and
 // is exact. What experts multiply with `down` varies too much for that, so it has a second plane of bytes: what the
 // first left over, in steps 256 times as fine: eight words more. For weights of bf16 and fp8 a row is its bf16 values:
 // sixteen words per 32 inputs.
 //
 // A panel holds 1 to kPanel rows word by word, so that a tile reads it front to back.
 #pragma once
-#include "dots.h"
+#include "scales.h"
 
 namespace perilune {
 namespace PERILUNE_VARIANT {
@@ -49,7 +49,7 @@ inline void even_first(int8_t* bytes) {
   }
 }
 
-// 32 values -> the words of a run; values below 1e-36 count as 0.
+// 32 values -> the words of a run; values below 1e-33 count as 0.
 template <bool Fine>
 inline void quantise_run(const float* x, int32_t zero, word* to) {
   constexpr int kPlanes = Fine ? 2 : 1;
@@ -59,8 +59,8 @@ inline void quantise_run(const float* x, int32_t zero, word* to) {
     top = vmax(top, v > 0 ? v : -v);
   }
   const float most = largest(top);
-  const float inverse = most > 1e-36f ? 127.0f / most : 0.0f;
-  const float scale = most / (Fine ? 127.0f * 256 : 127.0f);
+  const bool any = !(most <= 1e-33f);  // a NaN stays in sight
+  const float step = any ? scale_above(most * (1 / 127.0f)) : 1.0f, inverse = any ? 1.0f / step : 0.0f;
   int8_t bytes[kPlanes][kRun];
   for (int i = 0; i < kRun; i += kLanes) {
     const vf value = load(x + i) * inverse;
@@ -77,8 +77,8 @@ inline void quantise_run(const float* x, int32_t zero, word* to) {
     total = total * 256 - zero * sum_of_bytes(bytes[plane]);
   }
   memcpy(to, bytes, sizeof bytes);
-  memcpy(to + kPlanes * kByteWords, &scale, 4);
-  memcpy(to + kPlanes * kByteWords + 1, &total, 4);
+  to[kPlanes * kByteWords] = scale_word(Fine ? step / 256 : step);
+  to[kPlanes * kByteWords + 1] = word(total);
 }
 
 // 32 values -> the words of a run in that form.
@@ -122,10 +122,12 @@ inline void pack_panel(const word* const* rows, int64_t m, int64_t words, word* 
     for (int64_t i = 0; i < m; i++) to[at * m + i] = rows[i][at];
 }
 
-// The size of the next panel of that many rows: sizes there is a tile for.
+// The size of the next panel of that many rows: sizes there is a tile for, and none so small that its weights cost more
+// than its rows, where there are more.
 inline int64_t panel_rows(int64_t rows) {
-  if (rows >= kPanel) return kPanel;
-  return rows >= 12 ? 12 : rows > 8 ? 8 : rows;
+  if (kPanel < 16 || rows <= 8) return at_most(rows, kPanel);
+  if (rows < 16) return rows == 12 ? 12 : (rows + 1) / 2;
+  return rows > 16 && rows < 20 ? 12 : kPanel;
 }
 
 // Rows of words -> panels, one after the other; the panel of row i begins where row i would.

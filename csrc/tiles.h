@@ -144,27 +144,43 @@ struct Fp8Strip {
   float scale(int64_t run) const { return scales[run / kScaled]; }
 };
 
+#if defined(__AVX512VNNI__)
+constexpr int kTogether = 2;  // rows whose products take turns: each waits for the one before it in its own sum
+#else
+constexpr int kTogether = 1;
+#endif
+
+// sum [N] += N rows' runs times the codes of a strip. x is the first row's first word; its next one lies M behind.
+template <int M, int N, bool Fine, bool Wide, class Scales>
+__attribute__((always_inline)) inline void add_runs(const word* x, const vu* code, const Scales& scale, vf* sum) {
+  constexpr int kBytes = (Fine ? 2 : 1) * kByteWords;
+  vi dot[N], high[N] = {};
+  for (int n = 0; n < N; n++) dot[n] = (vi)splat(x[(kBytes + 1) * M + n]);
+  for (int i = 0; i < kByteWords; i++)
+    for (int n = 0; n < N; n++) {
+      if constexpr (Fine) high[n] = dot4<Wide>(high[n], code[i], x + i * M + n);
+      dot[n] = dot4<Wide>(dot[n], code[i], x + (kBytes - kByteWords + i) * M + n);
+    }
+  for (int n = 0; n < N; n++) {
+    if constexpr (Fine) dot[n] += high[n] << 8;
+    sum[n] = fused(to_float(dot[n]), scale.times(x + kBytes * M + n), sum[n]);
+  }
+}
+
 // c [M, kStrip] = M rows of the panel times the strip.
 template <int M, bool Fine, class Strip>
 inline void byte_tile(const word* panel, const Strip& w, int64_t runs, float* c) {
-  constexpr int kBytes = Fine ? 16 : 8;  // words of them per run
   for (int part = 0; part < kParts; part++) {
     vf sum[M] = {};
     const word* x = panel;
-    for (int64_t run = 0; run < runs; run++, x += (kBytes + kSumWords) * M) {
-      vu code[8];
+    for (int64_t run = 0; run < runs; run++, x += (kByteWords * (Fine ? 2 : 1) + kSumWords) * M) {
+      vu code[kByteWords];
       w.codes(run, part, code);
-      const vf scale = w.scales(run, part);
-      for (int m = 0; m < M; m++) {
-        vi dot{};
-        if constexpr (Fine) {
-          for (int i = 0; i < 8; i++) dot = dot4<Strip::kWide>(dot, code[i], splat(x[i * M + m]));
-          dot = dot << 8;
-        }
-        dot = dot + (vi)splat(x[(kBytes + 1) * M + m]);
-        for (int i = 0; i < 8; i++) dot = dot4<Strip::kWide>(dot, code[i], splat(x[(kBytes - 8 + i) * M + m]));
-        sum[m] = fused(to_float(dot), scale * splat_float(x[kBytes * M + m]), sum[m]);
-      }
+      const Scaled<(M > 3)> scale(w.scales(run, part));
+#pragma GCC unroll 16
+      for (int m = 0; m + kTogether <= M; m += kTogether)
+        add_runs<M, kTogether, Fine, Strip::kWide>(x + m, code, scale, sum + m);
+      if constexpr (M % kTogether != 0) add_runs<M, 1, Fine, Strip::kWide>(x + M - 1, code, scale, sum + M - 1);
     }
     for (int m = 0; m < M; m++) store(c + m * kStrip + part * kLanes, sum[m]);
   }

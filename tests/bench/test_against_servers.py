@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import selectors
 import threading
 import time
@@ -222,6 +223,20 @@ def test_wrong_counts_make_a_run_degraded(
     reasons = [r for r in entry["verdict"]["reasons"] if "client-bound" not in r]
     assert (says is None and not reasons) or any(says or "" in reason for reason in reasons)
     assert ("output_per_s" in entry["metrics"]) == (counted is not None)
+
+
+def test_answers_that_were_held_up_and_came_whole_are_no_measure_of_speed(tmp_path: Path) -> None:
+    def answer(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        events = [servers.text("x", "length" if i == 7 else None) for i in range(8)]
+        events.append({"choices": [], "usage": servers.usage(body, 8)})
+        servers.begin(handler)
+        data = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
+        handler.wfile.write(data + b"data: [DONE]\n\n")
+
+    with servers.fake(answer) as url:
+        entry = bench(url, tmp_path, workload={"kind": "random", "input": 12, "output": 8})
+    assert any("in one piece" in reason for reason in entry["verdict"]["reasons"])
+    assert "tpot_p50" not in entry["metrics"]
 
 
 def test_the_server_s_own_counters_decide_whether_its_cache_was_cold(tmp_path: Path) -> None:

@@ -135,6 +135,27 @@ def test_inferencex_entries_of_both_layouts_expand_to_their_generator_s_points(l
     assert "--enable-expert-parallel" not in points[0].server.argv
 
 
+TWINS = """\
+dsv4-fp4-b200-vllm:
+  {image: i, model: m, model-prefix: dsv4, runner: b200, precision: fp4, framework: %s, multinode: false,
+   scenarios: {fixed-seq-len: [{isl: 8192, osl: 1024, search-space: [
+     {tp: 8, ep: 8, conc-start: 64, conc-end: 256}, {tp: 8, ep: 8, dp-attn: true, conc-start: 128, conc-end: 512},
+     {tp: 8, ep: 8, dp-attn: true, spec-decoding: mtp, conc-list: [128]}]}]}}
+"""
+
+
+@pytest.mark.parametrize("framework", ["vllm", "sglang", "trt"])
+def test_entries_that_differ_in_attention_or_speculation_alone_are_other_points(framework: str) -> None:
+    points = expand(parse_sweeps(import_master(parse_yaml(TWINS % framework)).text()))
+    found = [(p.names.get("dp_attn", False), p.names.get("spec"), p.load.conc) for p in points]  # type: ignore[union-attr]
+    assert found == [
+        *((False, None, c) for c in their_ladder(64, 256)),
+        *((True, None, c) for c in their_ladder(128, 512)),
+        (True, "mtp", 128),
+    ]
+    assert points[-1].server.env["SPEC_DECODING"] == "mtp"
+
+
 def test_what_cannot_be_imported_is_named() -> None:
     with pytest.raises(ConfigError, match="several nodes"):
         import_master(parse_yaml((ENTRY % "seq-len-configs:").replace("multinode: false", "multinode: true")))

@@ -53,6 +53,18 @@ def test_each_chart_is_drawn_within_its_frame(opened: Page) -> None:
     assert opened.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+def test_on_a_phone_it_fits_and_its_charts_can_be_read(page: Page, report: Path) -> None:
+    page.set_viewport_size({"width": 400, "height": 900})
+    page.goto(report.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    for text in page.locator("figure").first.locator("svg > text").all():
+        box = text.bounding_box()
+        assert box is not None
+        assert min(box["width"], box["height"]) > 5
+        assert max(box["width"], box["height"]) > 9, "about nine pixels high, whichever way it is turned"
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= 400
+
+
 def test_hovering_over_a_mark_shows_its_numbers_and_a_click_leads_to_where_they_are_from(opened: Page) -> None:
     tip = opened.locator("figure").first.locator("a.tip").first
     box = tip.locator(".box")

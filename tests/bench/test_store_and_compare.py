@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from perilune.bench.compare import compare
@@ -43,6 +44,16 @@ def test_the_index_survives_a_torn_line_and_keeps_the_latest_of_each_run(tmp_pat
     assert len((tmp_path / "r" / "runs.jsonl").read_bytes().splitlines()) == 3
 
 
+def test_a_point_takes_the_median_of_its_runs_and_a_failed_run_says_nothing_of_that(tmp_path: Path) -> None:
+    store = Store(tmp_path / "r")
+    failed = {"status": "failed", "reasons": ["x"], "notes": []}
+    for number, seconds in enumerate((9.0, 4.0, 5.0)):
+        store.append(entry(repeat=number, seconds=seconds), [])
+    store.append(entry(repeat=3, seconds=0.1, verdict=failed), [])
+    store.append(entry("g"), [])
+    assert store.seconds() == {"f": 5.0}
+
+
 def test_a_disk_that_takes_nothing_is_an_error_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "r").write_text("a file where a folder should be")
     with pytest.raises(ConfigError, match="Runs written so far are safe"):
@@ -67,6 +78,33 @@ def test_secrets_never_reach_the_disk() -> None:
 def test_verdicts_and_exit_codes(new: tuple[float, ...], verdict: str, code: int) -> None:
     found = compare(runs(100, 100.2, 99.8, 100.1), runs(*new), ["output_per_s"])
     assert ([row.judged.verdict for row in found.rows], found.exit_code) == ([verdict], code)
+
+
+def sweep(rng: np.random.Generator, spread: float, speed: float = 100.0) -> list[dict[str, Any]]:
+    """Five repeats of three points with two numbers each; the last point has the `speed`."""
+    return [
+        entry(f"p{point}", repeat, names={"conc": point}, metrics={
+            "output_per_s": float(rng.normal(speed if point == 2 else 100.0, spread)),
+            "tpot_p50": float(rng.normal(10.0, spread / 10)),
+        })
+        for point in range(3) for repeat in range(5)
+    ]  # fmt: skip
+
+
+def test_equal_sweeps_are_called_worse_in_anything_no_oftener_than_the_level_allows() -> None:
+    """At 5 % for all their numbers together, of 200 whole comparisons."""
+    rng = np.random.default_rng(6)
+    codes = [compare(sweep(rng, 3.0), sweep(rng, 3.0), ["output_per_s", "tpot_p50"]).exit_code for _ in range(200)]
+    assert codes.count(1) <= 10
+
+
+@pytest.mark.parametrize(("speed", "verdict"), [(105.0, "better"), (95.0, "worse")])
+def test_five_percent_in_one_point_of_a_sweep_are_found_with_five_repeats(speed: float, verdict: str) -> None:
+    rng = np.random.default_rng(7)
+    for _ in range(30):
+        found = compare(sweep(rng, 0.8), sweep(rng, 0.8, speed), ["output_per_s", "tpot_p50"])
+        assert [row.label for row in found.rows if row.judged.verdict == verdict] == ["conc=2"]
+        assert found.exit_code == (1 if verdict == "worse" else found.exit_code)
 
 
 def test_only_equal_questions_are_compared() -> None:

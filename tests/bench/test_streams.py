@@ -63,6 +63,10 @@ def test_a_stream_means_the_same_wherever_it_is_cut(cuts: list[int], newline: by
     assert whole[-1].done
 
 
+def test_a_number_that_json_does_not_have_spoils_nothing() -> None:
+    assert parsed([b'data: {"choices": [{"text": "x", "logprobs": NaN}]}\n\n']) == [Delta(answer="x")]
+
+
 def test_several_data_lines_are_one_event() -> None:
     assert parsed([b'data: {"choices":\ndata: [{"text": "x"}]}\n\n']) == [Delta(answer="x")]
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_gpu import use_small_gpu
 from torch import Tensor
 
 from perilune.cache.budget import plan_cache
@@ -18,7 +19,6 @@ from perilune.engine.runner import Runner
 from perilune.models.checkpoint import Checkpoint
 from perilune.nn.batch import Batch, Piece
 from perilune.nn.decoder import Decoder
-from perilune.ops.gpu.arch import ARCHES
 
 CPU = torch.device("cpu")
 
@@ -41,8 +41,7 @@ class Views:
 
 @pytest.fixture(autouse=True)
 def small_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One on which work is shared among few programs, since here they run one after the other."""
-    monkeypatch.setitem(ARCHES, "gfx1151", dataclasses.replace(ARCHES["gfx1151"], units=2))
+    use_small_gpu(monkeypatch)
 
 
 def opened(golden: Path, layers: tuple[int, ...]) -> tuple[Runner, Decoder, Views]:

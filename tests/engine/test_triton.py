@@ -5,28 +5,72 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from reference_data import Golden
+from reference_data import MODELS, Golden
+from small_gpu import use_small_gpu
+from torch import Tensor
 
 from perilune import LLM, SamplingParams
 from perilune.engine.config import EngineConfig
 from perilune.engine.core import EngineCore
+from perilune.engine.graphs import again
 from perilune.ops.select import OPS
 
-GREEDY = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
+PACKED, ROTATED, MXFP4 = "kimi_linear_w4a16", "glm4_moe_lite", "kimi_k25_mxfp4"
+SLOW = [(model, n) for model in MODELS for n in (17, 65, 130)]
 
 
-@pytest.mark.parametrize("model", ["kimi_linear_w4a16", "kimi_k25_mxfp4"])
-def test_a_golden_model_runs_end_to_end_on_triton(golden: Path, model: str) -> None:
+@pytest.fixture(autouse=True)
+def small_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_small_gpu(monkeypatch)
+
+
+def error(rows: Tensor, expected: Tensor) -> float:
+    """Of the median row, relative to its length."""
+    return float(((rows - expected).norm(dim=-1) / expected.norm(dim=-1)).median())
+
+
+@pytest.mark.parametrize(
+    ("model", "length"),
+    [(PACKED, 17), (MXFP4, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
+)
+def test_a_prompts_logits_are_as_near_to_fp32_as_the_references(golden: Path, model: str, length: int) -> None:
     reference = Golden.load(golden / model)
-    prompt = reference.prompt(reference.lengths[0])
-    rows = []
+    prompt, expected = reference.prompt(length), reference.get(length, "logits")
+    errors = []
     for kernels in ("triton", "reference"):
-        with LLM(str(reference.path), dtype="bfloat16", kernels=kernels, max_context=128, max_running=1) as llm:
-            rows.append(llm.logits(prompt))
-            assert len(llm.generate([prompt], GREEDY)[0].token_ids) == 3
-    expected = reference.get(reference.lengths[0], "logits")
-    errors = [float(((r - expected).norm(dim=-1) / expected.norm(dim=-1)).median()) for r in rows]
+        with LLM(str(reference.path), dtype="bfloat16", kernels=kernels, max_context=192, max_running=1) as llm:
+            errors.append(error(llm.logits(prompt), expected))
     assert errors[0] < max(1.5 * errors[1], 0.03), errors
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens"),
+    [(ROTATED, 3), *(pytest.param(model, 8, marks=pytest.mark.slow) for model in MODELS)],
+)
+def test_two_answers_at_once_by_recorded_steps_are_those_of_fp32(golden: Path, model: str, tokens: int) -> None:
+    """Prefill, then decode steps with inputs of their own and, once the shorter answer is over, a row of padding."""
+    reference, other = Golden.load(golden / model), SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
+    asked = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True, logprobs=1)
+    with LLM(str(reference.path), dtype="bfloat16", kernels="triton", max_context=64, max_running=2) as llm:
+        llm._core.runner.record((2,), 64, again)  # type: ignore[union-attr]
+        answer = llm.generate([reference.prompt(17), reference.prompt(1)], [asked, other])[0]
+    ids, logits = reference.get(17, "greedy_ids").tolist(), reference.get(17, "greedy_logits")
+    assert answer.logprobs is not None
+    alike = [ours == theirs for ours, theirs in zip(answer.token_ids, ids, strict=False)]
+    agreed = alike.index(False) if False in alike else len(alike)
+    assert agreed >= min(tokens, 3), (answer.token_ids, ids)
+    for token, row in zip(answer.logprobs[:agreed], logits.log_softmax(-1), strict=False):
+        assert abs(token.logprob - float(row[token.token_id])) < 0.15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_a_prompt_whose_beginning_is_cached_continues_as_a_cold_one(golden: Path, model: str) -> None:
+    reference, params = Golden.load(golden / model), SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
+    with LLM(str(reference.path), dtype="bfloat16", kernels="triton", max_context=192, max_running=1) as llm:
+        cold, warm = (llm.generate([reference.prompt(130)], params)[0] for _ in range(2))
+    assert (cold.cached_tokens, warm.cached_tokens) == (0, 128)
+    assert warm.token_ids == cold.token_ids
 
 
 def test_every_op_is_served_by_triton(golden: Path) -> None:

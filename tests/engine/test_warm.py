@@ -15,7 +15,10 @@ from perilune.engine import warm
 from perilune.engine.graphs import again
 from perilune.models.config import read_config
 from perilune.ops.gpu.launch import Gpu
+from perilune.ops.linear import triton as linear
+from perilune.ops.mla import triton as mla
 from perilune.ops.sample import kernels as sampling
+from perilune.plan.workspace import GPU_STRETCH
 
 SETTINGS = (
     SamplingParams(max_tokens=3, temperature=0, ignore_eos=True),
@@ -81,6 +84,11 @@ def test_a_step_that_was_not_rehearsed_is_noticed(golden: Path, monkeypatch: pyt
         assert llm._core.runner.guard is not None
         assert "moe.gated" in llm._core.runner.guard.late
         assert llm.stats()["kernels_late_total"] > 0
+
+
+def test_what_is_few_and_what_a_stretch_is_are_the_kernels_own() -> None:
+    assert warm.FEW == linear.FEW
+    assert warm.STRETCH == GPU_STRETCH == mla.STRETCH
 
 
 @given(slots=st.integers(1, 40), chunk=st.integers(1, 40).map(lambda n: n * 64), context=st.integers(1, 10_000))

@@ -166,7 +166,7 @@ def test_every_mxfp4_code_and_scale_means_the_same_in_strips(native: Native) -> 
     packed = (codes[0::2] | codes[1::2] << 4).repeat(32, 2)
     for scale in (0, 1, 100, 127, 200, 230):
         w = Mxfp4Weight(packed.clone(), torch.full((32, 1), scale, dtype=torch.uint8))
-        x = torch.eye(32).bfloat16() * 2.0 ** (127 - scale if scale > 2 else 60)
+        x = torch.eye(32).bfloat16() * 127 * 2.0 ** (120 - scale if scale > 2 else 60)  # exact in bytes
         expected = (x.double() @ w.dequantise(torch.float32).double().T).float()
         ours = cpu.linear(native, x, tile(w)).float()
         assert torch.equal(ours, expected.bfloat16().float()), scale

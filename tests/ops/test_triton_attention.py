@@ -89,6 +89,7 @@ def test_sizes_no_kernel_serves_are_refused_with_the_size(dim: int, taps: int) -
 
 # (heads, nope, shared, v, rank, format): sides that are and are not powers of two, and a packed kv_b
 MLA = [(5, 24, 8, 32, 32, "bf16"), (2, 16, 16, 16, 128, "fp8"), (2, 32, 16, 32, 64, "int4-32")]
+PACKED = [(2, 32, 16, 32, 128, form) for form in ("int4-128", "int4-32-zero", "mxfp4", "int8-32")]
 
 
 def mla_inputs(
@@ -144,7 +145,7 @@ def test_prefill_over_several_stretches_is_one_softmax(monkeypatch: pytest.Monke
     assert difference(out, mla.prefill(q, pages, table, 128, kv_b, **shape)) < 5e-3
 
 
-@pytest.mark.parametrize("sizes", MLA, ids=lambda sizes: sizes[-1])
+@pytest.mark.parametrize("sizes", MLA + PACKED, ids=lambda sizes: sizes[-1])
 def test_decode_splits_the_context_and_takes_tables_as_a_list_or_a_tensor(
     sizes: tuple[int, int, int, int, int, str],
 ) -> None:

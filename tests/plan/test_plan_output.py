@@ -148,6 +148,13 @@ def test_the_doctored_host_is_planned_for(configs: Path, tmp_path: Path, words: 
     assert ("cap31" in done.stdout) == (not words)
 
 
+def test_a_gpu_is_planned_for_only_where_the_doctor_finds_one(golden: Path) -> None:
+    done = run(str(golden / "kimi_linear"), "--device", "cuda")
+    assert "no GPU here" in done.stderr
+    here, cpu = (run(str(golden / "kimi_linear"), "--device", device, "--json") for device in ("auto", "cpu"))
+    assert json.loads(here.stdout)["workspace_bytes"] == json.loads(cpu.stdout)["workspace_bytes"]
+
+
 def test_splits_are_printed_and_are_json(configs: Path) -> None:
     words = (str(configs / "kimi-linear-48b"), "--device", "mi300x", "--splits", "--context", "4096")
     shown = run(*words).stdout

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perilune.bench.measure.metrics import BETTER
-from perilune.bench.measure.statistics import Judged, judge, mcnemar
+from perilune.bench.measure.statistics import Judged, Verdict, judge, mcnemar
 from perilune.bench.store import Entry, by_point
 from perilune.errors import ConfigError
 
+_ORDER: tuple[Verdict, ...] = ("worse", "unknown", "better", "same")
+_MEANING = {0: "nothing is worse", 1: "something is worse", 3: "not enough data to tell, more repeats would"}
 METRICS = ("output_per_s", "ttft_p50", "tpot_p50", "e2e_response_p50")
 """Compared unless others are asked for. Medians, since repeats are few; p99 can be asked for."""
 
@@ -52,6 +54,8 @@ def compare(
 ) -> Comparison:
     """Points are partners if they were asked the same in the same place of a sweep; flags and versions may differ.
 
+    `level` holds for all rows together: equal servers are called worse in anything no oftener than it allows.
+
     Raises ConfigError if no point was asked the same in both.
     """
     for metric in metrics:
@@ -65,17 +69,31 @@ def compare(
             f"{len(before)} and {len(after)} points differ in workload, load, GPUs or place in the sweep.",
             "Measure both with the same sweep; only recipes may differ.",
         )
-    rows: list[Row] = []
+    rows, among = list[Row](), max(1, len(common) * len(metrics))
     for key in common:
         for metric in metrics:
             a, b = (_values(side[key], metric) for side in (before, after))
             if a and b:
-                judged = judge(a, b, BETTER[metric], margin=margin, level=level, looks=looks)
+                judged = judge(a, b, BETTER[metric], margin=margin, level=level, looks=looks, among=among)
                 rows.append(Row(before[key][0]["sweep"], _label(before[key][0]), metric, a, b, judged))
         rows += _accuracy(before[key], after[key])
     missing = [f"only in {'old' if key in before else 'new'}: {_label((before.get(key) or after[key])[0])}"
                for key in [*before, *(k for k in after if k not in before)] if key not in common]  # fmt: skip
     return Comparison(tuple(rows), tuple(missing))
+
+
+def lines(found: Comparison) -> list[str]:
+    """One per number, the worst first, in columns; then what only one side has, and how many of each there are."""
+    rows = sorted(found.rows, key=lambda row: _ORDER.index(row.judged.verdict))
+    names = [f"{row.sweep} {row.label}" for row in rows]
+    wide = [max(map(len, column), default=0) for column in (names, [row.metric for row in rows])]
+    shown = [
+        f"{row.judged.verdict:<7}  {name:<{wide[0]}}  {row.metric:<{wide[1]}}  {row.judged.why}"
+        for name, row in zip(names, rows, strict=True)
+    ]
+    counts = Counter(row.judged.verdict for row in rows)
+    tally = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _ORDER if counts[verdict])
+    return [*shown, *found.missing, f"{tally}: {_MEANING[found.exit_code]}"]
 
 
 def _keyed(entries: Sequence[Entry]) -> dict[tuple[str, ...], list[Entry]]:

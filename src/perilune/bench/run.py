@@ -59,8 +59,9 @@ def run(
             todo = list(_interleaved(list(group), done))
             if not todo:
                 continue
-            meter.say(f"server {fingerprint}: {len(todo)} runs")
-            meter.begin(f"server {fingerprint} starts")
+            name = _server_name(todo[0][0])
+            meter.say(f"{name}: {len(todo)} {'run' if len(todo) == 1 else 'runs'}, server {fingerprint}")
+            meter.begin(f"{name} starts")
             log = store.folder / "logs" / f"{fingerprint}.log"
             for entry, records in _on_server(todo, log, meter, secrets, check):
                 store.append(entry, records)
@@ -107,7 +108,8 @@ def _on_server(
         kind = error.kind if isinstance(error, EngineFailedError) else "installation"
         for point, repeat in left:
             verdict = failed(f"launch ({kind}): {error}")
-            meter.say(f"  {point.label} #{repeat}: failed, {error.what}")
+            meter.say(f"  failed    {point.name} {point.label} #{repeat}")
+            meter.say(f"            {error.what}")
             yield _entry(point, repeat, verdict, {}, started_at=time.time()), []
 
 
@@ -123,10 +125,29 @@ def _reported(
         reason = running.failure() if running is not None and dead else error
         entry, records = _entry(point, repeat, failed(f"{reason}"), {}, started_at=began), []
     verdict, metrics = entry["verdict"], entry["metrics"]
-    speed = f", {metrics['output_per_s']:.1f} tokens/s" if "output_per_s" in metrics else ""
-    said = f", {verdict['reasons'][0]}" if verdict["reasons"] else ""
-    meter.say(f"  {point.label} #{repeat}: {verdict['status']}{speed}{said}")
+    meter.say(f"  {verdict['status']:<8}  {_numbers(metrics)}  {point.name} {point.label} #{repeat}")
+    for reason in verdict["reasons"]:
+        meter.say(f"            {reason}")
     return entry, records
+
+
+def _numbers(metrics: dict[str, float]) -> str:
+    """Three that say most, in columns."""
+    shown = []
+    for name, scale, unit, width in (
+        ("output_per_s", 1.0, "tokens/s", 8), ("ttft_p50", 1000.0, "ms TTFT", 7), ("tpot_p50", 1000.0, "ms TPOT", 7),
+    ):  # fmt: skip
+        value = f"{metrics[name] * scale:{width}.1f}" if name in metrics else f"{'-':>{width}}"
+        shown.append(f"{value} {unit}")
+    return " ".join(shown)
+
+
+def _server_name(point: Point) -> str:
+    """A server in two words."""
+    server = point.server
+    if server.target is not None:
+        return server.target.url
+    return f"{server.engine} {server.model}" + (" split" if server.parts else "")
 
 
 def measure(

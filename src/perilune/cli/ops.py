@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from json import dumps
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -84,16 +83,14 @@ def _aot(console: Console, names: list[str], json: bool, quick: bool) -> int:
 
 
 def _warm(console: Console, name: str | None) -> None:
-    from triton import knobs
-
     from perilune.ops.gpu.aot import builds
     from perilune.ops.gpu.arch import named, present
+    from perilune.ops.gpu.cache import compile_cache
     from perilune.ops.gpu.cases import launches
 
     arch = named(name) if name else present()
     if isinstance(arch, str):
         raise UnsupportedError("There is nothing to compile for.", f"{arch[0].upper()}{arch[1:]}.", "Name one: --arch.")
-    started = time.perf_counter()
+    where, started = compile_cache(), time.perf_counter()
     count = sum(1 for _ in builds(launches(arch), arch))
-    where = Path(knobs.cache.dir)
     console.print(f"{count} kernels for {arch.name} in {time.perf_counter() - started:.0f} s, kept in {where}")

@@ -18,7 +18,10 @@ def plan(
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
     device: Annotated[
         str | None,
-        typer.Option(help="Plan for strix-halo, mi300x, mi355x, h200 or cpu; host: this one, as the doctor reads it."),
+        typer.Option(
+            help="Plan for strix-halo, mi300x, mi355x, h200 or cpu; host: this one, as the doctor reads it; or as "
+            "`serve` says it, auto or cuda: the GPU of this one."
+        ),
     ] = None,
     sysroot: Annotated[
         Path | None, typer.Option(help="--device host: the host that `perilune doctor snapshot` recorded.")
@@ -133,20 +136,29 @@ def _machine(device: str | None, sysroot: Path | None, memory: tuple[int, str] |
     """The device that is named, the host the doctor reads, or this machine's memory with no rates."""
     from contextlib import ExitStack
 
+    from perilune.errors import ConfigError
     from perilune.host.doctored import doctored
     from perilune.host.live import Live
     from perilune.host.memory import available_memory
     from perilune.host.profiles import profile
+    from perilune.host.rule import Target
     from perilune.host.snapshot import opened
     from perilune.host.sysroot import Recorded, Source, Sysroot
     from perilune.plan.device import Machine, machine_of
 
     if device is None:
         return Machine(*(memory or available_memory()))
-    if device != "host":
+    ours = device in ("host", "auto") or device.partition(":")[0] == "cuda"
+    if not ours:
         named = profile(device)
         return machine_of(named, memory or (available_memory() if named.memory is None else None))
     with ExitStack() as stack:
         source: Source = Live() if sysroot is None else Recorded(stack.enter_context(opened(sysroot)))
         found = doctored(Sysroot(source), live=sysroot is None)
+    if device not in ("host", "auto") and found.profile.target is Target.CPU:
+        raise ConfigError(
+            f"The doctor finds no GPU here to plan --device {device} for.",
+            "",
+            "Run `perilune doctor`, or name a machine: --device strix-halo.",
+        )
     return machine_of(found.profile, memory or (found.memory, found.says))

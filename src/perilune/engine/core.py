@@ -115,7 +115,9 @@ class EngineCore:
         slots, context = self.plan.cache.slots, self.limits.context
         self.because += (warm_up(self.runner, self.spec.vocab, slots, self.config.prefill_chunk, context),)
         if capture is not None and isinstance(self.runner, Runner):
-            self.runner.record(decode_sizes(slots), context, capture)
+            sizes = decode_sizes(slots)
+            self.runner.record(sizes, context, capture)
+            self.because += (f"decode steps recorded for {', '.join(map(str, sizes))} sequences",)
         self.runner.settle(self.config.eager)
 
     @property

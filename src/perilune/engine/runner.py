@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,23 +61,27 @@ class Runner:
         self._recorded: DecodeSteps | None = None
         self.guard: Guard | None = None
         self._watch: Watch | None = None
+        self._binaries: Path | None = None
         if self.selection.gpu is not None:
             self._supervise(self.selection.gpu, gpu_seconds)
 
     def _supervise(self, gpu: Gpu, seconds: float) -> None:
         """Count the kernels and, on a GPU, watch them."""
+        from perilune.ops.gpu.cache import compile_cache
         from perilune.ops.gpu.guard import Guard
         from perilune.ops.gpu.watch import Watch
 
         self.guard = Guard.on(gpu)
         if self.device.type == "cuda":
+            self._binaries = compile_cache()
             self._watch = Watch(seconds, torch.cuda.Event)
             gpu.listeners.append(self._watch)
 
     @property
     def because(self) -> tuple[str, ...]:
         """What was decided here, a line each."""
-        return (self.selection.because,)
+        where = () if self._binaries is None else (f"compiled kernels are kept in {self._binaries}",)
+        return (self.selection.because, *where)
 
     @property
     def allocated_bytes(self) -> int:

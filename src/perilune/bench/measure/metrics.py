@@ -49,9 +49,14 @@ def _since(start: float | None, end: float | None) -> float | None:
     return None if start is None or end is None else end - start
 
 
+def in_one_piece(record: Record) -> bool:
+    """Whether all of an answer was read at one moment: something on the way held it, and no time per token was seen."""
+    return len(record.arrivals) > 1 and record.arrivals[0] == record.arrivals[-1]
+
+
 def _tpot(record: Record) -> float | None:
     count = tokens_out(record)
-    if count is None or count < 2 or record.first_token is None or not record.arrivals:
+    if count is None or count < 2 or record.first_token is None or not record.arrivals or in_one_piece(record):
         return None
     return (record.arrivals[-1] - record.first_token) / (count - 1)
 
@@ -70,7 +75,7 @@ PER_REQUEST = (
                lambda r: _since(r.sent, r.first_answer), ("TTFO (aiperf)",)),
     PerRequest("ttfb", "from the first byte sent to the first byte of the answer's body",
                lambda r: _since(r.sent, r.first_byte)),
-    PerRequest("tpot", "(last token - first token) / (output tokens - 1); absent for one token",
+    PerRequest("tpot", "(last token - first token) / (output tokens - 1); absent for one token or one piece",
                _tpot, ("TPOT (vLLM, InferenceX)", "ITL (aiperf)")),
     PerRequest("e2e", "from the first byte sent to the end: service time",
                lambda r: _since(r.sent, r.end), ("E2EL",)),
@@ -136,7 +141,8 @@ BETTER: dict[str, str] = {metric.name: str(metric.better) for metric in PER_RUN}
 def good(record: Record, slo: Slo) -> bool:
     """Whether a request succeeded within every limit. Limits hold for response times: a user waits from the start.
 
-    One token has no tpot, and keeps its limit; an answer whose tokens nobody counted cannot show that it did.
+    One token has no tpot, nor has an answer in one piece, and both keep its limit; an answer whose tokens nobody
+    counted cannot show that it did.
     """
     if not record.ok:
         return False
@@ -144,7 +150,7 @@ def good(record: Record, slo: Slo) -> bool:
     for limit, name in ((slo.ttft_ms, "ttft_response"), (slo.e2e_ms, "e2e_response")):
         if limit is not None and ((value := by_name[name]) is None or value * 1000 > limit):
             return False
-    if slo.tpot_ms is not None and tokens_out(record) != 1:
+    if slo.tpot_ms is not None and tokens_out(record) != 1 and not in_one_piece(record):
         value = by_name["tpot"]
         return value is not None and value * 1000 <= slo.tpot_ms
     return True

@@ -49,12 +49,15 @@ def judge(
     margin: float = 0.02,
     level: float = 0.95,
     looks: int = 1,
+    among: int = 1,
 ) -> Judged:
     """Whether `new` differs from `old` by more than `margin` (0.02 is 2 %), at the given level.
 
     Welch's interval for the difference of the means of logarithms, which is the ratio of geometric means. All of it
     beyond 1, and the ratio past the margin: better or worse. Two one-sided tests within the margin: same. Otherwise
-    unknown. `looks` is how often a sequential comparison may look: the error is divided among them (Bonferroni).
+    unknown. `looks` is how often a sequential comparison may look: the error is divided among them (Bonferroni), as the
+    error of a difference is among the numbers compared together, `among`: a sweep has dozens, and by chance one stands
+    out.
     """
     if min(*old, *new, math.inf) <= 0:
         return Judged("unknown", None, None, None, "a value is zero or below; a ratio means nothing")
@@ -66,7 +69,7 @@ def judge(
     error = one_sided = 0.0
     if va + vb > 0:
         freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
-        error = math.sqrt(va + vb) * t_quantile(1 - (1 - level) / (2 * looks), freedom)
+        error = math.sqrt(va + vb) * t_quantile(1 - (1 - level) / (2 * looks * among), freedom)
         one_sided = math.sqrt(va + vb) * t_quantile(1 - (1 - level) / looks, freedom)
     ratio, low, high = math.exp(center), math.exp(center - error), math.exp(center + error)
     floor, ceiling = 1 - margin, 1 / (1 - margin)
@@ -75,7 +78,8 @@ def judge(
     if (low > 1 and ratio > ceiling) or (high < 1 and ratio < floor):
         gained = (ratio > 1) == (better == "higher")
         return Judged("better" if gained else "worse", ratio, low, high, f"{ratio - 1:+.1%}")
-    return Judged("unknown", ratio, low, high, f"{low - 1:+.1%} to {high - 1:+.1%}: more repeats would decide")
+    span = f"{low - 1:+.1%} to {high - 1:+.1%}" if low > 0.5 and high < 2 else "anything from half to double, or beyond"
+    return Judged("unknown", ratio, low, high, f"{ratio - 1:+.1%}, could be {span}")
 
 
 def mcnemar(only_old: int, only_new: int) -> float:

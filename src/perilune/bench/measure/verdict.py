@@ -11,13 +11,17 @@ import numpy as np
 
 from perilune.bench.load.drive import Driven
 from perilune.bench.load.record import Record
-from perilune.bench.measure.metrics import ENOUGH_FOR_P99
+from perilune.bench.measure.metrics import ENOUGH_FOR_P99, in_one_piece
 from perilune.bench.measure.steady import Window
 from perilune.bench.plan.point import Point
 from perilune.bench.spec.workload import Closed, Random
 
 LATE = 0.010
 """Seconds of the event loop's lag, p99, above which the client is measured instead of the server."""
+BUNCHED = 0.1
+"""Share of answers read in one piece above which times per token are those of the others only."""
+LONG = 8
+"""Chunks that do not come together by chance, as two may."""
 BUSY = 0.9
 """Share of one core above which a client process has no room left."""
 
@@ -85,6 +89,9 @@ def _answers(point: Point, records: Sequence[Record]) -> list[str]:
     done = [record for record in records if record.ok]
     uncounted = sum(record.output_tokens is None for record in done)
     found = [f"the server counted no tokens for {uncounted} answers"] if uncounted else []
+    whole = sum(in_one_piece(r) and len(r.arrivals) >= LONG for r in done)
+    if whole > BUNCHED * len(done):
+        found.append(f"{whole} answers came in one piece: their time per token was not seen")
     chunks = sum(r.output_tokens is not None and len(r.arrivals) > r.output_tokens for r in done)
     if chunks:
         found.append(f"the server's usage is wrong: {chunks} answers have more chunks than tokens")

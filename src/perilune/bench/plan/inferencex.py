@@ -73,11 +73,16 @@ def _recipe(entry: Mapping[str, Any]) -> dict[str, Any]:
     if engine == "other":
         recipe["command"] = [framework, "{model}"]
     recipe["argv"] = {flags: "{tp}"}
+    rules = []
     if engine == "vllm":
         recipe["argv"] |= {"max-model-len": "{context}", "no-enable-prefix-caching": True}
-        recipe["rules"] = [
+        rules.append(
             {"when": "ep > 1", "argv": {"enable-expert-parallel": True}, "why": "the entry asks for expert parallelism"}
-        ]
+        )
+    # Which flags these become is in their scripts, which read them as variables; a point without is another one.
+    rules.append({"when": "dp_attn", "env": {"DP_ATTENTION": "true"}, "why": "the entry asks for it in attention"})
+    rules.append({"when": "spec != 'none'", "env": {"SPEC_DECODING": "{spec}"}, "why": "the entry asks to speculate"})
+    recipe["rules"] = rules
     return recipe
 
 

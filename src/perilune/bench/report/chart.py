@@ -11,11 +11,13 @@ _WIDTH, _HEIGHT = 640, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 68, 16, 14, 46
 _TIP_LINE, _TIP_CHAR = 15, 6.1  # height of a line of a tip and width of a letter, in the chart's units
 COLOURS = 6
+_ROOM = 1.5  # times the highest mark: where an interval is cut off
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A value with its interval in y; `text` is shown on hovering, a line each, and `link` is an anchor of the page."""
+    """A value with its interval in y; `text` is shown on hovering, a line each, and `link` is an anchor of the page.
+    `name` stands beside it."""
 
     x: float
     y: float
@@ -24,6 +26,7 @@ class Mark:
     high: float | None = None
     hollow: bool = False
     link: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,9 @@ class Chart:
         if not marks:
             return ""
         across = _Scale([m.x for m in marks], _LEFT, _WIDTH - _RIGHT, self.log_x, zero=not self.log_x)
-        ys = [v for m in marks for v in (m.y, m.low, m.high, self.top) if v is not None]
+        ys = [v for m in marks for v in (m.y, self.top) if v is not None]
+        most = _ROOM * max(ys)  # two repeats have intervals so wide that nothing else could be seen
+        ys += [min(m.high, most) for m in marks if m.high is not None]
         up = _Scale(ys, _HEIGHT - _BOTTOM, _TOP, False, zero=True)
         label = escape(f"{self.title}: {self.note}")
         parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">']
@@ -86,12 +91,13 @@ class Chart:
         return parts
 
 
-def number(value: float) -> str:
-    """Three digits, with k and M."""
+def number(value: float, digits: int = 3) -> str:
+    """So many digits, with k and M."""
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
+            return f"{value / size:.{digits}g}{unit}"
+    whole = abs(value) >= 10**digits
+    return f"{value:.0f}" if whole else f"{value:.{digits}g}"
 
 
 class _Scale:
@@ -136,11 +142,15 @@ def _drawn(line: Line, across: _Scale, up: _Scale) -> list[str]:
     for mark in line.marks:
         x, y = across(mark.x), up(mark.y)
         if mark.low is not None and mark.high is not None:
-            ends = f'y1="{up(mark.low):.1f}" y2="{up(mark.high):.1f}"'
+            ends = f'y1="{up(mark.low):.1f}" y2="{max(float(_TOP), up(mark.high)):.1f}"'
             parts.append(f'<line class="{colour} bar" x1="{x:.1f}" x2="{x:.1f}" {ends}/>')
         if line.dots:
             kind = "hollow" if mark.hollow or line.dashed else "full"
             parts.append(f'<circle class="{colour} {kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
+        if mark.name:
+            right = f'x="{x + 8:.1f}" y="{y - 7:.1f}"'
+            beside = right if x < 0.8 * _WIDTH else f'x="{x - 8:.1f}" y="{y + 18:.1f}" text-anchor="end"'
+            parts.append(f"<text {beside}>{escape(mark.name)}</text>")
     return parts
 
 
@@ -154,7 +164,8 @@ def _tip(mark: Mark, colour: int, across: _Scale, up: _Scale) -> str:
         f'<text x="{left + 8:.1f}" y="{top + 16 + i * _TIP_LINE:.1f}">{escape(word)}</text>'
         for i, word in enumerate(lines)
     )
+    side = "left" if left > x else "right"  # it grows away from the mark where letters are larger
     box = f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height}" rx="5"/>'
     target = f'<circle class="c{colour % COLOURS} target" cx="{x:.1f}" cy="{y:.1f}" r="9"/>'
-    shown = f'{target}<g class="box">{box}{words}</g>'
+    shown = f'{target}<g class="box {side}">{box}{words}</g>'
     return f'<a class="tip" href="#{mark.link}">{shown}</a>' if mark.link else f'<g class="tip">{shown}</g>'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from perilune.bench.measure.statistics import Interval, interval
@@ -12,13 +12,18 @@ from perilune.bench.store import Entry
 from perilune.errors import ConfigError
 from perilune.units import GIB
 
+_LOADS = {"conc": "requests open at once", "rate": "requests per second"}
+_BARS = "Bars are 95 % intervals over repeats, cut off where they leave the chart; hollow marks are degraded runs."
+
 
 @dataclass(frozen=True)
 class Measured:
-    """One point of one store: its runs, those that count among them, and means over these."""
+    """One point of one store: its runs, those that count among them, and means over these. `shared` if all points are
+    of one sweep, whose name then tells nothing."""
 
     source: str
     runs: Sequence[Entry]
+    shared: bool = False
 
     @property
     def first(self) -> Entry:
@@ -28,7 +33,8 @@ class Measured:
     def series(self) -> str:
         """Store, sweep and the axes that are no load."""
         rest = [f"{k}={v}" for k, v in self.first["names"].items() if k not in ("conc", "rate")]
-        return " ".join([self.source, self.first["sweep"], *rest]).strip()
+        sweep = [] if self.shared and rest else [self.first["sweep"]]
+        return " ".join([self.source, *sweep, *rest]).strip()
 
     @property
     def label(self) -> str:
@@ -76,7 +82,8 @@ def results(stores: Sequence[tuple[str, Sequence[Entry]]]) -> list[Measured]:
     points = [p for name, (_, entries) in zip(names, stores, strict=True) for p in measured(name, entries)]
     if not points:
         raise ConfigError("There are no results to report.", fix="`perilune bench run` makes some.")
-    return points
+    one = len({point.first["sweep"] for point in points}) == 1 and all(len(p.first["names"]) > 1 for p in points)
+    return [replace(point, shared=one) for point in points]
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,8 @@ class Headline:
 
 
 def headlines(points: Sequence[Measured]) -> list[Headline]:
-    """The best of each that was measured; repeats are averaged."""
+    """The best of each that was measured, among points with a valid run if there are any; repeats are averaged."""
+    points = [p for p in points if any(run["verdict"]["status"] == "valid" for run in p.runs)] or points
     speed = "output_per_s_gpu" if any(point.first["gpus"] for point in points) else "output_per_s"
     unit = "tokens/s per GPU" if speed.endswith("gpu") else "tokens/s"
     found = []
@@ -115,19 +123,19 @@ def charts(points: Sequence[Measured]) -> list[Chart]:
     gpus = any(point.first["gpus"] for point in points)
     speed = "output_per_s_gpu" if gpus else "output_per_s"
     unit = "output tokens/s per GPU" if gpus else "output tokens/s"
-    marks = [mark for p in points if (mark := draw.mark(p, "interactivity", speed, 1.0, unit)) is not None]
-    front = [Mark(mark.x, mark.y, "") for mark in pareto(marks)]
+    marks = [(p, mark) for p in points if (mark := draw.mark(p, "interactivity", speed, 1.0, unit)) is not None]
+    front = pareto([replace(mark, text="", name=p.label, low=None, high=None) for p, mark in marks])
+    load = " or ".join(dict.fromkeys(_LOADS["conc" if "conc" in p.first["load"] else "rate"] for p in points))
     drawn = [
         Chart(
             "Throughput against interactivity", "output tokens/s of one user", unit,
             [*draw.lines(points, "interactivity", speed, 1.0, unit, joined=False),
              Line("best trade-offs", front, colour=COLOURS - 1, dashed=True, dots=False)],
-            "Up and to the right is better. The dashed line joins points no other beats in both. Bars are 95 % "
-            "intervals over repeats; hollow marks are degraded runs.",
+            "Up and to the right is better. The dashed line joins points no other beats in both. " + _BARS,
         ),
         Chart(
-            "Throughput over load", "requests open, or per second", unit,
-            draw.lines(points, None, speed, 1.0, unit), "Bars are 95 % intervals over repeats.", log_x=True,
+            "Throughput over load", load, unit,
+            draw.lines(points, None, speed, 1.0, unit), _BARS, log_x=True,
         ),
     ]  # fmt: skip
     for metric, title in (
@@ -136,19 +144,21 @@ def charts(points: Sequence[Measured]) -> list[Chart]:
         ("e2e_response", "Response time"),
     ):
         lines = [
-            Line(f"{line.name} {name}".strip(), line.marks, line.colour, dashed=dashed)
+            Line("" if dashed else line.name, line.marks, line.colour, dashed=dashed)
             for suffix, name, dashed in (("p50", "median", False), ("p99", "p99", True))
             for line in draw.lines(points, None, f"{metric}_{suffix}", 1000.0, f"ms ({name})")
         ]
-        note = "Mean over repeats of each run's median and p99."
-        drawn.append(Chart(f"{title} over load", "requests open, or per second", "ms", lines, note, log_x=True))
-    note = "The last repeat of each point; what prompts left in the cache counts as kept, and makes way when asked."
+        note = "Solid: median. Dashed: p99. Means over repeats of each run's own, with 95 % intervals."
+        drawn.append(Chart(f"{title} over load", load, "milliseconds", lines, note, log_x=True))
+    most = [max(group, key=lambda p: p.load or 0.0) for group in _grouped(points).values()]
+    note = "Solid: in use. Dashed: kept of earlier prompts, which makes way. Each at its highest load, last repeat."
     drawn += [
         Chart("Cache over time", "seconds of the load", "% of the cache",
-              [*draw.times(points, "cache_used", 100.0, "in use"),
-               *draw.times(points, "cache_kept", 100.0, "kept", dashed=True)], note, top=100.0),
+              [*draw.times(most, "cache_used", 100.0), *draw.times(most, "cache_kept", 100.0, dashed=True)],
+              note, top=100.0),
         Chart("Memory over time", "seconds of the load", "GiB of the server's processes",
-              draw.times(points, "memory", 1 / GIB, ""), "Resident, what processes share counted in each."),
+              draw.times(most, "memory", 1 / GIB),
+              "Resident; what processes share is counted in each. Each at its highest load, last repeat."),
         Chart("Accuracy beside speed", unit, "% right", draw.accuracy(points, speed, unit),
               "Wilson's 95 % intervals. Right answers to each question set, at the load the speed was measured at.",
               top=100.0),
@@ -158,6 +168,13 @@ def charts(points: Sequence[Measured]) -> list[Chart]:
 
 def _runs(found: Interval) -> str:
     return f"{found.n} runs" if found.n > 1 else "1 run" if found.high is None else "1 run, interval within it"
+
+
+def _grouped(points: Sequence[Measured]) -> dict[str, list[Measured]]:
+    found: dict[str, list[Measured]] = {}
+    for point in points:
+        found.setdefault(point.series, []).append(point)
+    return found
 
 
 def pareto(marks: Sequence[Mark]) -> list[Mark]:
@@ -192,7 +209,7 @@ class _Drawing:
         at = across.mean if across is not None else point.load if x is None else None
         if at is None or up is None:
             return None
-        spread = "" if up.high is None else f" ± {number((up.high - up.mean) * scale)}"
+        spread = "" if up.high is None else f" ± {number((up.high - up.mean) * scale, 2)}"
         user = "" if across is None else f"\n{number(at)} tokens/s for one user"
         value = f"{number(up.mean * scale)}{spread} {unit}"
         return Mark(
@@ -201,16 +218,16 @@ class _Drawing:
             hollow=point.status != "valid", link=point.first["fingerprint"],
         )  # fmt: skip
 
-    def times(self, points: Sequence[Measured], key: str, scale: float, what: str, dashed: bool = False) -> list[Line]:
+    def times(self, points: Sequence[Measured], key: str, scale: float, dashed: bool = False) -> list[Line]:
         """One line per point that was watched; only where it was above zero at all."""
         found = []
         for point in points:
             rows = (point.counted or [{}])[-1].get("timeline", [])
             seen = [(row["at"], row[key] * scale) for row in rows if key in row]
             if len(seen) > 1 and any(value for _, value in seen):
-                name = f"{point.series} {point.label} {what}".strip()
+                name = f"{point.series} {point.label}".strip()
                 marks = [Mark(at, value, f"{name}\n{at:.0f} s: {number(value)}") for at, value in seen]
-                found.append(Line(name, marks, self.colours[point.series], dashed=dashed, dots=False))
+                found.append(Line("" if dashed else name, marks, self.colours[point.series], dashed=dashed, dots=False))
         return found
 
     def accuracy(self, points: Sequence[Measured], speed: str, unit: str) -> list[Line]:

@@ -29,13 +29,14 @@ _COLUMNS = (
     Column("goodput, 1/s", "goodput"),
     Column("queued, s", "queue"),
     Column("J/token", "joules_per_token"),
-    Column("cached", "hit_rate"),
+    Column("cached, %", "hit_rate", 100),
+    Column("handed over, %", "handed_over", 100),
 )
 
 
 def columns(points: Sequence[Measured]) -> list[Column]:
-    """Those that any point has a value for."""
-    return [column for column in _COLUMNS if any(point.of(column.metric) for point in points)]
+    """Those that any point has a value for, above zero."""
+    return [c for c in _COLUMNS if any((found := point.of(c.metric)) and found.mean for point in points)]
 
 
 def cell(point: Measured, column: Column) -> str:
@@ -43,7 +44,8 @@ def cell(point: Measured, column: Column) -> str:
     found = point.of(column.metric)
     if found is None:
         return "–"
-    spread = "" if found.high is None else f" ± {number((found.high - found.mean) * column.scale)}"
+    half = 0.0 if found.high is None else (found.high - found.mean) * column.scale
+    spread = f" ± {number(half, 2)}" if half else ""
     return f"{number(found.mean * column.scale)}{spread}"
 
 

@@ -43,7 +43,7 @@ def launches(arch: Arch, quick: bool = False) -> list[Launch]:
     _router(gpu)
     _kda(gpu)
     for shape in MLA_SHAPES[:1] if quick else MLA_SHAPES:
-        for form in ("bf16",) if quick else ("bf16", "fp8"):
+        for form in ("bf16",) if quick else FORMATS:
             _mla(gpu, shape, form)
     _sample(gpu)
     return gpu.launches

@@ -59,11 +59,25 @@ DEFAULTS: dict[str, Tile] = {
     "sample": _tile(8, 1, BLOCK=4096),
 }
 
+_PRODUCTS = ("linear_few", "linear_few:fp32", "linear_many", "linear_many:fp32", "down_few", "down_many", "mla_heads")
+
+
+def _staged(stages: int, *names: str) -> dict[str, Tile]:
+    """The defaults of `names`, loading so many tiles ahead."""
+    return {name: replace(DEFAULTS[name], stages=stages) for name in names}
+
+
 ARCH_TILES: dict[str, dict[str, Tile]] = {
-    "gfx1151": {},
-    "gfx942": {},
-    "gfx950": {},
-    "sm_90": {"down_few:bf16": _tile(4, 1, BM=16, BN=64, BK=64), "mla_prefill": _tile(8, 1, BM=64, BN=32, BP=128)},
+    "gfx1151": {"mla_heads:int4": _tile(4, 1, BM=16, BN=64, BK=32)},
+    "gfx942": {**_staged(2, *_PRODUCTS), "linear_few:fp8": DEFAULTS["linear_few"]},
+    "gfx950": {**_staged(2, *_PRODUCTS), "linear_few:mxfp4": DEFAULTS["linear_few"]},
+    # copies to shared memory run beside the products, and shared memory is plentiful
+    "sm_90": {
+        **_staged(3, *_PRODUCTS, "gated_few", "gated_many"),
+        "linear_few:int8": DEFAULTS["linear_few"],
+        "down_few:bf16": _tile(4, 3, BM=16, BN=64, BK=64),
+        "mla_prefill": _tile(8, 3, BM=64, BN=32, BP=128),
+    },
 }
 
 
