@@ -123,7 +123,7 @@ inline vi dot4(vi sum, vu u, vu s) {
   return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)u, (__m512i)s);
 #else
   if constexpr (wide) {
-    const vu even = u & 0x00ff00ff, odd = (u >> 8) & 0x00ff00ff;
+    [[maybe_unused]] const vu even = u & 0x00ff00ff, odd = (u >> 8) & 0x00ff00ff;
 #if defined(__AVX512F__)
     const __m512i low = _mm512_srai_epi16(_mm512_slli_epi16((__m512i)s, 8), 8), high = _mm512_srai_epi16((__m512i)s, 8);
     return sum + (vi)_mm512_madd_epi16((__m512i)even, low) + (vi)_mm512_madd_epi16((__m512i)odd, high);

@@ -33,6 +33,6 @@ class Sizes:
 
 REAL = Sizes()
 TINY = Sizes(
-    hidden=64, width=32, experts=4, top_k=2, vocab=100, heads=2, dim=16, rank=32, rope=16, formats=("bf16", "int4-32"),
+    hidden=64, width=32, experts=4, top_k=2, vocab=100, heads=1, dim=16, rank=32, rope=16, formats=("bf16", "int4-32"),
     few=(2,), many=(17,), kda_tokens=(70,), kda_batches=(2,), latents=((2, 70),), prompts=((5, 64),), exports=64,
 )  # fmt: skip

@@ -71,14 +71,14 @@ REAL = Plan(
     8192,
     {},
 )
-_HEADS = {"num_heads": 2, "head_dim": 32, "short_conv_kernel_size": 4, "full_attn_layers": [2], "kda_layers": [1]}
+_HEADS = {"num_heads": 1, "head_dim": 32, "short_conv_kernel_size": 4, "full_attn_layers": [2], "kda_layers": [1]}
 TINY = Plan(
     (Workload("prefill", 20), Workload("decode", 1), Workload("decode", 1, 0, 2), Workload("decode", 1, 128)),
     2,
-    256,
+    64,
     64,
     {
-        "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 96,
+        "hidden_size": 64, "num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 96,
         "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32, "num_experts": 4,
         "num_experts_per_token": 2, "moe_intermediate_size": 32, "linear_attn_config": _HEADS,
     },

@@ -40,6 +40,19 @@ def test_plan_explain_and_schema_are_json_for_programs(file: Path) -> None:
     assert isinstance(call("explain", file, "zz").exception, ConfigError)
 
 
+def test_a_plan_has_the_time_that_the_same_points_took_and_owns_up_to_what_is_unknown(
+    file: Path, tmp_path: Path
+) -> None:
+    points = json.loads(call("plan", file, "--json").stdout)
+    known = points[0]["fingerprint"]
+    Store(tmp_path / "r").append({**runs(100.0)[0], "fingerprint": known, "seconds": 20.0}, [])
+    like = ("--like", tmp_path / "r")
+    again = json.loads(call("plan", file, "--json", *like).stdout)
+    assert [each["run_seconds"] for each in again if each["fingerprint"] == known] == [20.0]
+    assert "60.0 s and what the 10 points without a known time take" in call("plan", file, *like).stdout
+    assert "as the servers' speed decides" in call("plan", file).stdout
+
+
 def test_diff_says_what_changed(file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text(GOOD.replace("block-size: 16", "block-size: 1").replace("[4, 8]", "[8]"))

@@ -44,6 +44,16 @@ def test_the_index_survives_a_torn_line_and_keeps_the_latest_of_each_run(tmp_pat
     assert len((tmp_path / "r" / "runs.jsonl").read_bytes().splitlines()) == 3
 
 
+def test_a_point_takes_the_median_of_its_runs_and_a_failed_run_says_nothing_of_that(tmp_path: Path) -> None:
+    store = Store(tmp_path / "r")
+    failed = {"status": "failed", "reasons": ["x"], "notes": []}
+    for number, seconds in enumerate((9.0, 4.0, 5.0)):
+        store.append(entry(repeat=number, seconds=seconds), [])
+    store.append(entry(repeat=3, seconds=0.1, verdict=failed), [])
+    store.append(entry("g"), [])
+    assert store.seconds() == {"f": 5.0}
+
+
 def test_a_disk_that_takes_nothing_is_an_error_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "r").write_text("a file where a folder should be")
     with pytest.raises(ConfigError, match="Runs written so far are safe"):

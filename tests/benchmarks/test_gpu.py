@@ -15,6 +15,7 @@ from gpus.rows import Row, Target
 from gpus.weights import weight
 from peers.slices import write_slice
 from peers.workloads import Workload
+from small_gpu import use_small_gpu
 
 from perilune.models.checkpoint import SINGLE, Checkpoint
 from perilune.models.families import read_spec
@@ -22,6 +23,11 @@ from perilune.models.loader import load_weights
 from perilune.ops.gpu.cases import FORMATS
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def small_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_small_gpu(monkeypatch)
 
 
 def test_the_dry_run_measures_every_row_and_writes_what_was_asked_for_beside(

@@ -71,11 +71,33 @@ void check_linear(const Kernels& k, int64_t tokens) {
   const auto x = values(tokens * depth), w = values(n * depth);
   std::vector<bf16> out(tokens * n);
   std::vector<float> expected(tokens * n);
-  k.linear({x.data(), tokens, dense(w, n, depth), out.data(), 2});
+  const LinearPart part{dense(w, n, depth), out.data(), n};
+  k.linear({x.data(), tokens, depth, &part, 1, 2});
   for (int64_t t = 0; t < tokens; t++)
     for (int64_t j = 0; j < n; j++)
       for (int64_t d = 0; d < depth; d++) expected[t * n + j] += widen(x[t * depth + d]) * widen(w[j * depth + d]);
   compare("linear", widened(out), expected, 0.004);
+}
+
+// Bytes in strips, with scales that differ.
+void check_strips(const Kernels& k, int64_t tokens) {
+  const int64_t n = 32, depth = 96, groups = depth / 32;
+  const auto x = values(tokens * depth);
+  auto scale = values(n * groups);
+  std::vector<int8_t> codes(n * depth);
+  for (auto& code : codes) code = int8_t(std::uniform_int_distribution<int>(-127, 127)(generator));
+  std::vector<bf16> out(tokens * n);
+  std::vector<float> expected(tokens * n);
+  for (int64_t t = 0; t < tokens; t++)
+    for (int64_t j = 0; j < n; j++)
+      for (int64_t d = 0; d < depth; d++)
+        expected[t * n + j] += widen(x[t * depth + d]) * codes[j * depth + d] * widen(scale[j * groups + d / 32]);
+  k.strips({(uint8_t*)codes.data(), n, depth, 4, kEvenFirst, 2});
+  k.strips({(uint8_t*)scale.data(), n, groups * 2, 2, kAsStored, 2});
+  const Weight w{kInt8, 1, n, depth, (const uint8_t*)codes.data(), scale.data(), nullptr, 32, true};
+  const LinearPart part{w, out.data(), n};
+  k.linear({x.data(), tokens, depth, &part, 1, 2});
+  compare("bytes in strips", widened(out), expected, 0.01);
 }
 
 // Chunked over 70 tokens, and token by token.
@@ -150,6 +172,8 @@ int main() {
   std::printf("%s\n", k.name);
   check_linear(k, 1);
   check_linear(k, 19);
+  check_strips(k, 1);
+  check_strips(k, 19);
   check_kda(k);
   check_mla(k);
   check_norm_and_router(k);

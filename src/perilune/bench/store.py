@@ -18,6 +18,7 @@ import re
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, BinaryIO
 
 import msgspec
@@ -51,6 +52,16 @@ class Store:
         """What needs no other run: a failed one does."""
         found = self._index.ask("SELECT fingerprint, repeat FROM runs WHERE status != 'failed'")
         return {(str(fingerprint), int(repeat)) for fingerprint, repeat in found}
+
+    def seconds(self) -> dict[str, float]:
+        """How long one run of each point took, the median of its repeats; failed ones say nothing."""
+        found = self._index.ask(
+            "SELECT fingerprint, seconds FROM runs WHERE status != 'failed' AND seconds IS NOT NULL"
+        )
+        took: dict[str, list[float]] = {}
+        for fingerprint, seconds in found:
+            took.setdefault(str(fingerprint), []).append(float(seconds))
+        return {fingerprint: median(each) for fingerprint, each in took.items()}
 
     def listed(self, metric: str, status: str | None = None) -> list[dict[str, Any]]:
         """One row per run: what it is, its state, and one number; None where it has none."""

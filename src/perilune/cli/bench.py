@@ -27,27 +27,36 @@ Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 @bench.command()
-def plan(file: File, sweep: Sweep = None, fact: Facts = None, as_json: Json = False) -> None:
+def plan(
+    file: File,
+    sweep: Sweep = None,
+    fact: Facts = None,
+    like: Annotated[Path | None, typer.Option(help="Earlier results: how long the same points took.")] = None,
+    as_json: Json = False,
+) -> None:
     """List the points a file expands to. Needs no GPU and starts nothing."""
     from rich.console import Console
     from rich.table import Table
 
     from perilune.bench.plan import describe
+    from perilune.bench.store import Store
+    from perilune.units import format_seconds
 
     points = _points(file, sweep, fact)
+    took = Store(like).seconds() if like else {}
     if as_json:
-        typer.echo(json.dumps([describe.as_json(point) for point in points], indent=2))
+        typer.echo(json.dumps([describe.as_json(point, took) for point in points], indent=2))
         return
-    table = Table("fingerprint", "sweep", "point", "GPUs", "requests", "rules", box=None)
+    table = Table("fingerprint", "sweep", "point", "GPUs", "requests", "a run", "repeats", "rules", box=None)
     for point in points:
-        count = describe.requests_of(point)
+        count, seconds = describe.requests_of(point), describe.run_seconds(point, took)
         table.add_row(
             point.fingerprint, point.name, point.label, str(point.server.gpus), str(count or "trace"),
-            str(len(point.server.fired)),
+            "?" if seconds is None else format_seconds(seconds), str(point.sweep.repeats), str(len(point.server.fired)),
         )  # fmt: skip
     Console(width=None if typer.get_text_stream("stdout").isatty() else 200).print(table)
     servers, runs = len({p.server.fingerprint for p in points}), sum(p.sweep.repeats for p in points)
-    typer.echo(f"{len(points)} points, {runs} runs, {servers} servers")
+    typer.echo(f"{len(points)} points, {runs} runs, {servers} servers; {describe.total_time(points, took)}")
 
 
 @bench.command()

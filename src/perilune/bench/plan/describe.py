@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from perilune.bench.plan.point import Point
 from perilune.bench.spec.lengths import mean
 from perilune.bench.spec.workload import Closed, Ramp, Random, Replay
+from perilune.units import format_seconds
 
 
 def requests_of(point: Point) -> int | None:
@@ -36,8 +38,23 @@ def seconds_of(point: Point) -> float | None:
             return rated.requests / rated.rate
 
 
-def as_json(point: Point) -> dict[str, Any]:
-    """Everything the plan knows of a point."""
+def run_seconds(point: Point, took: Mapping[str, float]) -> float | None:
+    """Seconds of one run: what it `took` before, by fingerprint, else the time it sends for; None if unknown."""
+    return took.get(point.fingerprint, seconds_of(point))
+
+
+def total_time(points: Sequence[Point], took: Mapping[str, float]) -> str:
+    """All repeats of all points in words, without the starts of servers."""
+    known = [(run_seconds(point, took), point.sweep.repeats) for point in points]
+    total = sum(seconds * repeats for seconds, repeats in known if seconds is not None)
+    unknown = sum(seconds is None for seconds, _ in known)
+    if unknown == len(points):
+        return "time as the servers' speed decides"
+    return f"{format_seconds(total)}" + (f" and what the {unknown} points without a known time take" if unknown else "")
+
+
+def as_json(point: Point, took: Mapping[str, float] = MappingProxyType({})) -> dict[str, Any]:
+    """Everything the plan knows of a point; `took` has the seconds of earlier runs by fingerprint."""
     server, workload = point.server, point.workload
     return {
         "fingerprint": point.fingerprint,
@@ -54,6 +71,7 @@ def as_json(point: Point) -> dict[str, Any]:
         "repeats": point.sweep.repeats,
         "requests": requests_of(point),
         "send_seconds": seconds_of(point),
+        "run_seconds": run_seconds(point, took),
         "mean_input_tokens": mean(workload.input) if isinstance(workload, Random) else None,
         "mean_output_tokens": mean(workload.output) if isinstance(workload, Random) else None,
         "evals": [each.model_dump() for each in point.evals],
