@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from cpu_cases import FORMATS, difference, random, variants, weight
+from torch import Tensor
 
 from perilune.ops.linear import cpu
 from perilune.ops.linear.formats import DenseWeight, Fp8BlockWeight, Mxfp4Weight, TiledWeight, tile
@@ -283,3 +284,18 @@ def test_several_products_of_one_input_are_the_single_ones_side_by_side(native: 
         assert torch.equal(out, torch.cat([cpu.linear(native, x, w) for w in group], dim=-1))
     with pytest.raises(ValueError, match="does not fit"):
         cpu.linears(native, x, [[weights[0], weight("bf16", 32, 64, seed=1)]])
+
+
+def test_the_kernels_view_of_a_weight_is_made_once_and_goes_with_it() -> None:
+    native = VARIANTS[0]
+    first = weight("int4-32", 33, 64, seed=0)
+    moved = first.map(Tensor.clone)
+    x = random(2, 64, seed=1)
+    assert native.weight(first) is native.weight(first)
+    assert native.weight(moved) is not native.weight(first)
+    for tensor in first.tensors.values():
+        tensor.zero_()
+    assert not cpu.linear(native, x, first).any()
+    assert cpu.linear(native, x, moved).any()
+    del first
+    assert len(native._handles) == 1

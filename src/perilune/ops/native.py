@@ -7,8 +7,9 @@ file and its callers, what only contents can tell (expert ids, page ids, slots) 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class Native:
 
     module: Any
     kernels: Any
+    _handles: WeakKeyDictionary[Weight, Any] = field(default_factory=WeakKeyDictionary, compare=False, repr=False)
 
     @classmethod
     def load(cls, variant: str | None = None) -> Native | str:
@@ -55,15 +57,18 @@ class Native:
         return torch.get_num_threads()
 
     def weight(self, weight: Weight) -> Any:
-        """The C++ view of `weight`. It borrows the tensors."""
+        """The C++ view of `weight`, made once: a step asks for some dozens. It borrows the tensors."""
         if isinstance(weight, TiledWeight) and weight.handle is not None:
             return weight.handle
-        return weight_handle(self.module, weight)
+        handle = self._handles.get(weight)
+        if handle is None:
+            handle = self._handles[weight] = weight_handle(self.module, weight)
+        return handle
 
 
 def address(tensor: Tensor, dtype: torch.dtype, *shape: int, name: str) -> int:
     """Where a dense CPU tensor of exactly this dtype and shape begins. Raises KernelInputError."""
-    if tensor.dtype != dtype or tuple(tensor.shape) != shape or not tensor.is_contiguous() or tensor.is_cuda:
+    if tensor.dtype != dtype or tensor.shape != shape or not tensor.is_contiguous() or tensor.is_cuda:
         raise KernelInputError(
             f"{name} is {tensor.dtype} {list(tensor.shape)}{'' if tensor.is_contiguous() else ', not contiguous'}. "
             f"The kernel takes a dense {dtype} {list(shape)} on the CPU.",
@@ -77,7 +82,7 @@ def rows_address(tensor: Tensor, dtype: torch.dtype, *inner: int, name: str) -> 
     dense = True
     for size, stride in zip(reversed(tensor.shape[1:]), reversed(tensor.stride()[1:]), strict=True):
         dense, step = dense and (size == 1 or stride == step), step * size
-    if tensor.dtype != dtype or tuple(tensor.shape[1:]) != inner or not dense or tensor.is_cuda:
+    if tensor.dtype != dtype or tensor.shape[1:] != inner or not dense or tensor.is_cuda:
         raise KernelInputError(
             f"{name} is {tensor.dtype} {list(tensor.shape)} with strides {list(tensor.stride())}. "
             f"The kernel takes {dtype} [N, {', '.join(map(str, inner))}] with dense rows on the CPU.",

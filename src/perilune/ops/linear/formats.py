@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Self, TypeVar
 
 import torch
@@ -65,7 +66,7 @@ class DenseWeight(_Stored):
     data: Tensor
     in_strips: ClassVar = {"data": (1, 1)}
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.data.shape)
 
@@ -90,7 +91,7 @@ class Int4Weight(_Stored):
     columns: int | None = None
     in_strips: ClassVar = {"packed": (1, 1), "scale": None, "zero": None}
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         *lead, words = self.packed.shape
         return (*lead, words * INT4_PER_WORD if self.columns is None else self.columns)
@@ -116,7 +117,7 @@ class Mxfp4Weight(_Stored):
     scale: Tensor
     in_strips: ClassVar = {"packed": (1, 1), "scale": None}
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         *lead, half = self.packed.shape
         return (*lead, half * 2)
@@ -140,7 +141,7 @@ class Fp8BlockWeight(_Stored):
     scale_inv: Tensor
     in_strips: ClassVar = {"data": (2, 2)}
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.data.shape)
 
@@ -168,7 +169,7 @@ class Int8Weight(_Stored):
     group: int
     in_strips: ClassVar = {"data": (4, 2), "scale": None}
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.data.shape)
 
@@ -198,7 +199,7 @@ class TiledWeight(_Stored):
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         return dataclasses.replace(self, plain=self.plain.map(change), handle=None)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         return self.plain.shape
 
