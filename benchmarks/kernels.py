@@ -171,7 +171,7 @@ class Bench:
             table = torch.arange(context // 64)
             q = torch.randn(512, HEADS, 192).bfloat16()
             step = lambda q=q[:1], p=pages, t=table, c=context: mla_cpu.decode_rows(  # noqa: E731
-                self.native, q, p, [t], [c], kv_b, **SHAPE
+                self.native, q, p, [t], torch.tensor([c]), kv_b, **SHAPE
             )
             operations = 2.0 * HEADS * context * (576 + 512)
             yield self.row(f"mla decode context={context}", step, pages.nbytes + kv_b.nbytes, operations)

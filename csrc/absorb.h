@@ -80,12 +80,11 @@ inline void absorb_latents(const MlaDecodeArgs& a, int64_t h, const Rows& w, Ele
   for (int64_t i = 0; i < a.n; i++) to_elem(acc + i * sum_ld, a.rank, q + (i * a.heads + h) * ld);
 }
 
-// out [n, v] of one head = W_UV times its latent sums, x [n, ld].
+// out [n, v] = W_UV of one head times its latent sums, x [n, ld].
 template <class Rows>
-inline void expand_head(const MlaDecodeArgs& a, int64_t h, const Rows& w, const float* x, int64_t ld) {
+inline void expand_head(const MlaDecodeArgs& a, int64_t h, const Rows& w, const float* x, int64_t ld, float* out) {
   few_at_once<kRowsAtOnce>(a.n, [&](int64_t i, auto m) {
-    times_rows<decltype(m)::value>(w, h * (a.nope + a.v_dim) + a.nope, a.v_dim, x + i * ld, ld,
-                                   a.out + (i * a.heads + h) * a.v_dim, a.heads * a.v_dim);
+    times_rows<decltype(m)::value>(w, h * (a.nope + a.v_dim) + a.nope, a.v_dim, x + i * ld, ld, out + i * a.v_dim, a.v_dim);
   });
 }
 
@@ -100,12 +99,11 @@ inline void absorb_latents(const MlaDecodeArgs& a, int64_t h, const PairRows& w,
   });
 }
 
-inline void expand_head(const MlaDecodeArgs& a, int64_t h, const PairRows& w, const float* x, int64_t ld) {
+inline void expand_head(const MlaDecodeArgs& a, int64_t h, const PairRows& w, const float* x, int64_t ld, float* out) {
   Buffer<Elem> pairs(a.n * a.rank);
   for (int64_t i = 0; i < a.n; i++) pair_inputs(x + i * ld, a.rank, pairs + i * a.rank);
   few_at_once<8>(a.n, [&](int64_t i, auto m) {
-    along_rows<decltype(m)::value>(w, h * (a.nope + a.v_dim) + a.nope, a.v_dim, pairs + i * a.rank,
-                                   a.out + (i * a.heads + h) * a.v_dim, a.heads * a.v_dim);
+    along_rows<decltype(m)::value>(w, h * (a.nope + a.v_dim) + a.nope, a.v_dim, pairs + i * a.rank, out + i * a.v_dim, a.v_dim);
   });
 }
 #endif

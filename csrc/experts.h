@@ -12,6 +12,16 @@ namespace perilune {
 namespace PERILUNE_VARIANT {
 namespace {
 
+// Columns n0 .. n1 of the sums [t, d] go out.
+inline void finish(const ExpertsArgs& a, const float* sums, int64_t n0, int64_t n1) {
+  const int64_t d = a.down.n;
+  for (int64_t t = 0; t < a.tokens; t++) {
+    int64_t at = t * d + n0;
+    for (; at + kLanes <= t * d + n1; at += kLanes) store(a.out + at, a.plus ? load(sums + at) + load(a.plus + at) : load(sums + at));
+    for (; at < t * d + n1; at++) a.out[at] = narrow(a.plus ? sums[at] + widen(a.plus[at]) : sums[at]);
+  }
+}
+
 // Weights as they are stored.
 inline void experts_plain(const ExpertsArgs& a) {
   const int64_t experts = a.gate.experts, width = a.gate.n, d = a.down.n;
@@ -21,8 +31,9 @@ inline void experts_plain(const ExpertsArgs& a) {
   const int64_t size = most > kFewRows ? kBlock : kFewBlock;
   const int64_t blocks = (width + size - 1) / size;
   Buffer<Elem> x(a.tokens * ld), hidden(a.first[experts] * hidden_ld);
+  Buffer<float> sums(a.tokens * d);
   widen_rows(a.x, a.tokens, a.gate.k, ld, x);
-  memset(a.out, 0, size_t(a.tokens * d) * sizeof(float));
+  memset(sums.p, 0, size_t(a.tokens * d) * sizeof(float));
 #pragma omp parallel num_threads(a.threads)
   {
     Buffer<Work> work(1);
@@ -54,10 +65,11 @@ inline void experts_plain(const ExpertsArgs& a) {
           for (int64_t s = 0; s < m; s++) work.p->x[s] = hidden.p + (s0 + s) * hidden_ld;
           with_rows(a.down, e, [&](auto w) { block(work.p->x, m, w, n0, nb, c[0], work.p->scratch); });
           for (int64_t s = 0; s < m; s++) {
-            float* out = a.out + a.slot_token[s0 + s] * d + n0;
+            float* out = sums + a.slot_token[s0 + s] * d + n0;
             for (int64_t j = 0; j < nb; j++) out[j] += a.slot_weight[s0 + s] * c[0][s * kBlock + j];
           }
         }
+      finish(a, sums, n0, n0 + nb);
     }
   }
 }
@@ -98,13 +110,14 @@ inline void experts_tiled(const ExpertsArgs& a) {
   const int64_t runs = width / kRun, parts = at_most(runs, 1 + 32 * threads / (used + 1)), strips = d / kStrip;
   const int64_t chunk = (runs + parts - 1) / parts, columns = strips_at_once(strips, threads);
   Buffer<word> first(a.tokens * words[0]), second(alike ? 0 : a.tokens * words[1]), hidden(slots * hidden_words);
+  Buffer<float> sums(a.tokens * d);
   word* x[2] = {first, alike ? first : second};
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < a.tokens; t++) {
       for (int i = 0; i < (alike ? 1 : 2); i++) take_row(a.x + t * a.gate.k, form[i], x[i] + t * words[i]);
-      memset(a.out + t * d, 0, size_t(d) * sizeof(float));
+      memset(sums + t * d, 0, size_t(d) * sizeof(float));
     }
     Buffer<word> packed_first(at_most(slots, kBlockRows) * words[0]);
     Buffer<word> packed_second(alike ? 0 : at_most(slots, kBlockRows) * words[1]);
@@ -141,19 +154,22 @@ inline void experts_tiled(const ExpertsArgs& a) {
       }
     float c[kPanel * kStrip];
 #pragma omp for schedule(dynamic) nowait
-    for (int64_t n0 = 0; n0 < strips; n0 += columns)
+    for (int64_t n0 = 0; n0 < strips; n0 += columns) {
+      const int64_t n1 = at_most(strips, n0 + columns);
       for (int64_t i = 0; i < used; i++)
-        for (int64_t n = n0; n < at_most(strips, n0 + columns); n++)
+        for (int64_t n = n0; n < n1; n++)
           for (int64_t e = active[i], s = a.first[e], m; s < a.first[e + 1]; s += m) {
             m = panel_rows(a.first[e + 1] - s);
             times_strip(hidden + s * hidden_words, m, hidden_form, a.down, e, n, c);
             for (int64_t t = 0; t < m; t++) {
-              float* out = a.out + a.slot_token[s + t] * d + n * kStrip;
+              float* out = sums + a.slot_token[s + t] * d + n * kStrip;
               const vf weight = splat(a.slot_weight[s + t]);
               for (int64_t j = 0; j < kStrip; j += kLanes)
                 store(out + j, fused(weight, load(c + t * kStrip + j), load(out + j)));
             }
           }
+      finish(a, sums, n0 * kStrip, n1 * kStrip);
+    }
   }
 }
 

@@ -121,8 +121,7 @@ inline void decode_head(const KdaDecodeArgs& a, int64_t item, Head& h) {
   for (; v0 + kWhole * kLanes <= dim; v0 += kWhole * kLanes) advance<kWhole>(h, state, dim, v0, beta, dot, ahead);
   for (; v0 < dim; v0 += kLanes) advance<1>(h, state, dim, v0, beta, dot, ahead);
 
-  const int64_t at = (row * heads + head) * dim;
-  gated_norm(h.o, a.norm, a.out_gate + at, dim, a.eps, a.out + at);
+  gated_norm(h.o, a.norm, a.out_gate + (row * heads + head) * dim, dim, a.eps, a.out + item * dim);
 }
 
 inline void kda_decode(const KdaDecodeArgs& a) {

@@ -1,5 +1,5 @@
 // What crosses from Python to a kernel: plain structs of pointers and sizes, and one table of functions per
-// instruction set. Everything here was checked at the boundary (module.cpp); kernels trust it.
+// instruction set. Everything here was checked at the boundary (calls.h); kernels trust it.
 //
 // Letters as in the Python docstrings: T tokens, H heads, K key dim, V value dim, D hidden, R latent rank, E experts.
 #pragma once
@@ -38,7 +38,7 @@ struct LinearArgs {
   int threads;
 };
 
-// out [t, d] fp32 = sum over slots of weight * down(SiLU(gate x) * up x), experts in ascending order.
+// out [t, d] = sum over slots of weight * down(SiLU(gate x) * up x), experts in ascending order, then `plus`; in fp32.
 // Slots are (token, choice) pairs sorted by expert: `slot_token` and `slot_weight` [slots], expert e owning
 // slots first[e] .. first[e + 1].
 struct ExpertsArgs {
@@ -48,7 +48,8 @@ struct ExpertsArgs {
   const int64_t* slot_token;
   const float* slot_weight;
   Weight gate, up, down;
-  float* out;
+  const bf16* plus;  // [t, d], or null
+  bf16* out;
   int threads;
 };
 
@@ -70,7 +71,7 @@ struct KdaDecodeArgs {
   int64_t state_stride;
   bf16* conv;            // slot s at conv + s * conv_stride: [3, H, K, taps - 1], oldest first
   int64_t conv_stride;
-  bf16* out;             // [T, H, V], gated and normed
+  bf16* out;             // [n, H, V], gated and normed
   int threads;
 };
 
@@ -122,7 +123,7 @@ struct MlaDecodeArgs {
   const int64_t* lengths;        // [n], at least 1
   Weight kv_b;                   // [H * (nope + v), R]
   float scale;
-  float* out;  // [n, H, v]
+  bf16* out;  // [n, H, v]
   int threads;
 };
 
@@ -140,7 +141,8 @@ struct MlaPrefillArgs {
 };
 
 struct RmsNormArgs {
-  const bf16* x;
+  bf16* x;
+  const bf16* plus;  // is added to x, where it lies, before; or null
   const bf16* weight;
   int64_t rows, dim;
   float eps;

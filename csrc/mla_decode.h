@@ -143,7 +143,7 @@ inline void mla_decode(const MlaDecodeArgs& a) {
 #pragma omp parallel num_threads(a.threads)
   {
     DecodeScratch scratch(a);
-    Buffer<float> sums(a.n * ld);
+    Buffer<float> sums(a.n * ld), values(a.n * a.v_dim);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t h = 0; h < a.heads; h++) absorb_head(a, h, q, q_ld);
 #pragma omp for schedule(dynamic, 1)
@@ -157,7 +157,8 @@ inline void mla_decode(const MlaDecodeArgs& a) {
       for (int64_t i = 0; i < a.n; i++)
         join_spans(parts + first_span[i] * part_size, first_span[i + 1] - first_span[i], part_size, a.heads, h, ld,
                    sums + i * ld);
-      with_kv_b(a, [&](const auto& rows) { expand_head(a, h, rows, sums, ld); });
+      with_kv_b(a, [&](const auto& rows) { expand_head(a, h, rows, sums, ld, values); });
+      for (int64_t i = 0; i < a.n; i++) to_elem(values + i * a.v_dim, a.v_dim, a.out + (i * a.heads + h) * a.v_dim);
     }
   }
 }

@@ -1,35 +1,28 @@
-// The boundary: Python's numbers and addresses become checked argument structs.
+// The boundary: Python's numbers and addresses become calls, which prove their arguments (calls.h).
 //
 // Tensors cross as addresses with their sizes (ops/native.py proves dtype, shape and contiguity before it takes an
-// address). What only the contents can tell, indices, is checked here: none reaches a kernel out of range.
+// address).
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "kernels.h"
+#include "tape.h"
 
 namespace nb = nanobind;
 using namespace perilune;
 using Address = uintptr_t;
+using Ints = std::vector<int64_t>;
 
 namespace {
 
 template <class T>
 T* at(Address address) {
   return reinterpret_cast<T*>(address);
-}
-
-void require(bool ok, const char* what) {
-  if (!ok) throw nb::value_error(what);
-}
-
-void check_index(int64_t index, int64_t count, const char* what) {
-  if (index < 0 || index >= count)
-    throw nb::index_error((std::string(what) + " " + std::to_string(index) + " is not in 0.." +
-                           std::to_string(count - 1)).c_str());
 }
 
 Weight make_weight(int format, int64_t experts, int64_t n, int64_t k, Address data, Address scale, Address zero,
@@ -41,35 +34,34 @@ Weight make_weight(int format, int64_t experts, int64_t n, int64_t k, Address da
   return Weight{format, experts, n, k, at<const uint8_t>(data), at<const void>(scale), at<const int8_t>(zero), group, tiled};
 }
 
-// Tokens sorted by expert: a counting sort, stable, so each expert sees its tokens in order. An id of kNobody is an
-// expert that another rank holds.
-struct Slots {
-  static constexpr int64_t kNobody = -1;
-  std::vector<int64_t> first, token;
-  std::vector<float> weight;
-  Slots(const int64_t* ids, const float* weights, int64_t tokens, int64_t top_k, int64_t experts)
-      : first(experts + 1), token(tokens * top_k), weight(tokens * top_k) {
-    for (int64_t i = 0; i < tokens * top_k; i++) {
-      if (ids[i] == kNobody) continue;
-      check_index(ids[i], experts, "expert");
-      first[ids[i] + 1]++;
-    }
-    for (int64_t e = 0; e < experts; e++) first[e + 1] += first[e];
-    std::vector<int64_t> next(first.begin(), first.end() - 1);
-    for (int64_t i = 0; i < tokens * top_k; i++) {
-      if (ids[i] == kNobody) continue;
-      int64_t slot = next[ids[i]]++;
-      token[slot] = i / top_k;
-      weight[slot] = weights[i];
-    }
-  }
-};
+// One variant's kernels. What is called while it records goes onto a tape too.
+class Caller {
+ public:
+  explicit Caller(const Kernels* kernels) : kernels_(kernels) {}
+  Caller(const Caller&) = delete;
 
-void check_table(const int64_t* table, int64_t entries, int64_t tokens, int64_t pages) {
-  require(tokens >= 1, "attention over no tokens");
-  require((tokens + 63) / 64 <= entries, "more tokens than the page table holds");
-  for (int64_t i = 0; i < (tokens + 63) / 64; i++) check_index(table[i], pages, "page");
-}
+  template <class C>
+  void operator()(C call) const {
+    {
+      nb::gil_scoped_release release;
+      call.run(*kernels_);
+    }
+    if (tape_) tape_->add(std::move(call));
+  }
+  void record() {
+    require(!tape_, "a tape is being recorded already");
+    tape_ = std::make_unique<Tape>(kernels_);
+  }
+  std::unique_ptr<Tape> stop() {
+    require(tape_ != nullptr, "no tape is being recorded");
+    return std::move(tape_);
+  }
+  const Kernels& kernels() const { return *kernels_; }
+
+ private:
+  const Kernels* kernels_;
+  std::unique_ptr<Tape> tape_;
+};
 
 }  // namespace
 
@@ -89,132 +81,90 @@ NB_MODULE(_kernels, m) {
 
   nb::class_<Weight>(m, "Weight").def_static("make", make_weight);
 
-  nb::class_<Kernels>(m, "Kernels")
+  nb::class_<Tape>(m, "Tape")
+      .def("run", &Tape::run, nb::call_guard<nb::gil_scoped_release>())
+      .def("__len__", &Tape::size);
+
+  nb::class_<Caller>(m, "Kernels")
       .def_static("find", [](const std::string& name) {
         const Kernels* found = find_kernels(name.c_str());
         require(found, "this processor cannot run that variant");
-        return found;
-      }, nb::rv_policy::reference)
-      .def_prop_ro("name", [](const Kernels& k) { return std::string(k.name); })
-      .def("linear", [](const Kernels& k, Address x, int64_t tokens, int64_t inputs, std::vector<const Weight*> weights,
-                        std::vector<Address> out, std::vector<int64_t> steps, int threads) {
+        return std::make_unique<Caller>(found);
+      })
+      .def_prop_ro("name", [](const Caller& call) { return std::string(call.kernels().name); })
+      .def("record", &Caller::record)
+      .def("stop", &Caller::stop)
+      .def("linear", [](const Caller& call, Address x, int64_t tokens, int64_t inputs, std::vector<const Weight*> weights,
+                        std::vector<Address> out, Ints steps, int threads) {
         require(weights.size() == out.size() && weights.size() == steps.size(), "linear: one output per weight");
         std::vector<LinearPart> parts;
         for (size_t i = 0; i < weights.size(); i++) {
-          require(weights[i] && weights[i]->k == inputs && steps[i] >= weights[i]->n, "a weight does not fit x or out");
+          require(weights[i] != nullptr, "linear: no weight");
           parts.push_back({*weights[i], at<bf16>(out[i]), steps[i]});
         }
-        nb::gil_scoped_release release;
-        k.linear({at<bf16>(x), tokens, inputs, parts.data(), int64_t(parts.size()), threads});
+        call(LinearCall({at<bf16>(x), tokens, inputs, nullptr, 0, threads}, std::move(parts)));
       })
-      .def("experts", [](const Kernels& k, Address x, int64_t tokens, int64_t top_k, Address ids, Address weights,
-                         const Weight& gate, const Weight& up, const Weight& down, Address out, int threads) {
-        require(gate.experts == up.experts && gate.experts == down.experts && gate.n == up.n && gate.k == up.k &&
-                    gate.n == down.k && gate.k == down.n, "expert weights do not fit each other");
-        require(gate.tiled == up.tiled && gate.tiled == down.tiled, "some expert weights are in strips, some are not");
-        Slots slots(at<int64_t>(ids), at<float>(weights), tokens, top_k, gate.experts);
-        nb::gil_scoped_release release;
-        k.experts({at<bf16>(x), tokens, slots.first.data(), slots.token.data(), slots.weight.data(), gate, up, down,
-                   at<float>(out), threads});
+      .def("experts", [](const Caller& call, Address x, int64_t tokens, int64_t top_k, Address ids, Address weights,
+                         const Weight& gate, const Weight& up, const Weight& down, Address plus, Address out, int threads) {
+        call(ExpertsCall({at<bf16>(x), tokens, nullptr, nullptr, nullptr, gate, up, down, at<bf16>(plus), at<bf16>(out),
+                          threads}, top_k, at<int64_t>(ids), at<float>(weights)));
       })
-      .def("kda_prefill", [](const Kernels& k, std::vector<Address> t, std::vector<int64_t> sizes, int64_t slot,
-                             std::vector<int64_t> after, std::vector<int64_t> to, float eps, int threads) {
-        require(t.size() == 11 && sizes.size() == 7 && after.size() == to.size(), "kda_prefill: wrong arguments");
-        require(sizes[0] >= 1, "prefill of no tokens");
-        require(sizes[3] % 16 == 0 && sizes[3] <= 256, "head dim is not a multiple of 16 up to 256");
-        check_index(slot, sizes[1], "slot");
-        for (size_t i = 0; i < to.size(); i++) {
-          check_index(to[i], sizes[1], "slot");
-          require(to[i] != slot, "a state exported to its own slot");
-          require(after[i] > 0 && after[i] <= sizes[0] && after[i] % 64 == 0, "states are exported after whole chunks");
-        }
-        nb::gil_scoped_release release;
-        k.kda_prefill({at<bf16>(t[0]), at<bf16>(t[1]), at<bf16>(t[2]), at<bf16>(t[3]), at<bf16>(t[4]), at<float>(t[5]),
-                       at<float>(t[6]), at<bf16>(t[7]), eps, sizes[0], sizes[2], sizes[3], sizes[4], slot,
-                       at<float>(t[8]), sizes[5], at<bf16>(t[9]), sizes[6], after.data(), to.data(),
-                       int64_t(to.size()), at<bf16>(t[10]), threads});
+      .def("kda_prefill", [](const Caller& call, std::vector<Address> t, Ints sizes, int64_t slot, Ints after, Ints to,
+                             float eps, int threads) {
+        require(t.size() == 11 && sizes.size() == 7, "kda_prefill: wrong number of arguments");
+        call(KdaPrefillCall({at<bf16>(t[0]), at<bf16>(t[1]), at<bf16>(t[2]), at<bf16>(t[3]), at<bf16>(t[4]), at<float>(t[5]),
+                             at<float>(t[6]), at<bf16>(t[7]), eps, sizes[0], sizes[2], sizes[3], sizes[4], slot,
+                             at<float>(t[8]), sizes[5], at<bf16>(t[9]), sizes[6], nullptr, nullptr, 0, at<bf16>(t[10]),
+                             threads}, sizes[1], std::move(after), std::move(to)));
       })
-      .def("kda_decode", [](const Kernels& k, std::vector<Address> tensors, std::vector<int64_t> rows,
-                            std::vector<int64_t> slots, std::vector<int64_t> sizes, float eps, int threads) {
-        require(tensors.size() == 11 && sizes.size() == 7, "kda_decode: wrong number of arguments");
-        require(rows.size() == slots.size(), "one slot per row");
-        int64_t tokens = sizes[0], slot_count = sizes[1], dim = sizes[3];
-        require(dim % 16 == 0 && dim <= 256, "head dim is not a multiple of 16 up to 256");
-        for (int64_t row : rows) check_index(row, tokens, "row");
-        std::vector<bool> taken(slot_count);
-        for (int64_t slot : slots) {
-          check_index(slot, slot_count, "slot");
-          require(!taken[slot], "two sequences in one slot");
-          taken[slot] = true;
-        }
-        const auto& t = tensors;
-        nb::gil_scoped_release release;
-        k.kda_decode({at<bf16>(t[0]), at<bf16>(t[1]), at<bf16>(t[2]), at<bf16>(t[3]), at<bf16>(t[4]), at<float>(t[5]),
-                      at<float>(t[6]), at<bf16>(t[7]), eps, rows.data(), slots.data(), int64_t(rows.size()), sizes[2],
-                      dim, sizes[4], at<float>(t[8]), sizes[5], at<bf16>(t[9]), sizes[6], at<bf16>(t[10]), threads});
+      .def("kda_decode", [](const Caller& call, std::vector<Address> t, Address rows, Address slots, int64_t count, Ints sizes,
+                            float eps, int threads) {
+        require(t.size() == 11 && sizes.size() == 7, "kda_decode: wrong number of arguments");
+        call(KdaDecodeCall({at<bf16>(t[0]), at<bf16>(t[1]), at<bf16>(t[2]), at<bf16>(t[3]), at<bf16>(t[4]), at<float>(t[5]),
+                            at<float>(t[6]), at<bf16>(t[7]), eps, at<int64_t>(rows), at<int64_t>(slots), count, sizes[2],
+                            sizes[3], sizes[4], at<float>(t[8]), sizes[5], at<bf16>(t[9]), sizes[6], at<bf16>(t[10]),
+                            threads}, sizes[0], sizes[1]));
       })
-      .def("mla_store", [](const Kernels& k, Address q, Address kv, Address norm, float eps, Address cosine, Address sine,
-                           std::vector<int64_t> sizes, Address pages, int64_t page_count, int64_t page_stride,
-                           Address page_ids, Address offsets, int threads) {
-        require(sizes.size() == 5 && sizes[3] % 2 == 0 && !cosine == !sine, "mla_store: wrong arguments");
-        for (int64_t t = 0; t < sizes[0]; t++) {
-          check_index(at<int64_t>(page_ids)[t], page_count, "page");
-          check_index(at<int64_t>(offsets)[t], 64, "offset");
-        }
-        nb::gil_scoped_release release;
-        k.mla_store({at<bf16>(q), at<bf16>(kv), at<bf16>(norm), eps, at<float>(cosine), at<float>(sine), sizes[0],
-                     sizes[1], sizes[2], sizes[3], sizes[4], at<bf16>(pages), page_stride, at<int64_t>(page_ids),
-                     at<int64_t>(offsets), threads});
+      .def("mla_store", [](const Caller& call, Address q, Address kv, Address norm, float eps, Address cosine, Address sine,
+                           Ints sizes, Address pages, int64_t page_count, int64_t page_stride, Address page_ids,
+                           Address offsets, int threads) {
+        require(sizes.size() == 5, "mla_store: wrong number of arguments");
+        call(MlaStoreCall({at<bf16>(q), at<bf16>(kv), at<bf16>(norm), eps, at<float>(cosine), at<float>(sine), sizes[0],
+                           sizes[1], sizes[2], sizes[3], sizes[4], at<bf16>(pages), page_stride, at<int64_t>(page_ids),
+                           at<int64_t>(offsets), threads}, page_count));
       })
-      .def("mla_decode", [](const Kernels& k, Address q, std::vector<int64_t> sizes, Address pages, int64_t page_count,
-                            int64_t page_stride, std::vector<Address> tables, std::vector<int64_t> entries,
-                            std::vector<int64_t> lengths, const Weight& kv_b, float scale, Address out, int threads) {
-        require(sizes.size() == 5 && tables.size() == lengths.size() && tables.size() == entries.size(),
-                "mla_decode: wrong number of arguments");
-        int64_t heads = sizes[0], nope = sizes[1], rope = sizes[2], v_dim = sizes[3], rank = sizes[4];
-        require(kv_b.n == heads * (nope + v_dim) && kv_b.k == rank, "kv_b does not fit the heads");
-        require(!kv_b.tiled, "kv_b is in strips");
+      .def("mla_decode", [](const Caller& call, Address q, Ints sizes, Address pages, int64_t page_count, int64_t page_stride,
+                            std::vector<Address> tables, Ints entries, Address lengths, const Weight& kv_b, float scale,
+                            Address out, int threads) {
+        require(sizes.size() == 5, "mla_decode: wrong number of arguments");
         std::vector<const int64_t*> pointers;
-        for (size_t i = 0; i < tables.size(); i++) {
-          pointers.push_back(at<int64_t>(tables[i]));
-          check_table(pointers.back(), entries[i], lengths[i], page_count);
-        }
-        nb::gil_scoped_release release;
-        k.mla_decode({at<bf16>(q), int64_t(tables.size()), heads, nope, rope, v_dim, rank, at<bf16>(pages), page_stride,
-                      pointers.data(), lengths.data(), kv_b, scale, at<float>(out), threads});
+        for (Address table : tables) pointers.push_back(at<int64_t>(table));
+        call(MlaDecodeCall({at<bf16>(q), int64_t(tables.size()), sizes[0], sizes[1], sizes[2], sizes[3], sizes[4],
+                            at<bf16>(pages), page_stride, nullptr, at<int64_t>(lengths), kv_b, scale, at<bf16>(out), threads},
+                           page_count, std::move(pointers), std::move(entries)));
       })
-      .def("mla_prefill", [](const Kernels& k, Address q, int64_t tokens, int64_t start, std::vector<int64_t> sizes,
-                             Address pages, int64_t page_count, int64_t page_stride, Address table, int64_t entries,
-                             const Weight& kv_b, float scale, Address out, int threads) {
-        require(sizes.size() == 5 && start >= 0 && start % 64 == 0 && tokens >= 1, "mla_prefill: wrong arguments");
-        int64_t heads = sizes[0], nope = sizes[1], rope = sizes[2], v_dim = sizes[3], rank = sizes[4];
-        require(kv_b.n == heads * (nope + v_dim) && kv_b.k == rank, "kv_b does not fit the heads");
-        require(!kv_b.tiled, "kv_b is in strips");
-        check_table(at<int64_t>(table), entries, start + tokens, page_count);
-        nb::gil_scoped_release release;
-        k.mla_prefill({at<bf16>(q), tokens, start, heads, nope, rope, v_dim, rank, at<bf16>(pages), page_stride,
-                       at<int64_t>(table), kv_b, scale, at<float>(out), threads});
+      .def("mla_prefill", [](const Caller& call, Address q, int64_t tokens, int64_t start, Ints sizes, Address pages,
+                             int64_t page_count, int64_t page_stride, Address table, int64_t entries, const Weight& kv_b,
+                             float scale, Address out, int threads) {
+        require(sizes.size() == 5, "mla_prefill: wrong number of arguments");
+        call(MlaPrefillCall({at<bf16>(q), tokens, start, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], at<bf16>(pages),
+                             page_stride, at<int64_t>(table), kv_b, scale, at<float>(out), threads}, page_count, entries));
       })
-      .def("route", [](const Kernels& k, Address x, int64_t tokens, int64_t dim, Address router, bool wide, Address bias,
-                       std::vector<int64_t> sizes, bool renormalise, float scaling, Address ids, Address weights,
-                       int threads) {
-        require(sizes.size() == 4, "route: wrong arguments");
-        int64_t experts = sizes[0], groups = sizes[1], top_groups = sizes[2], top_k = sizes[3];
-        require(groups >= 1 && experts % groups == 0 && top_groups >= 1 && top_groups <= groups,
-                "experts do not divide into such groups");
-        require(top_k >= 1 && top_k <= experts, "more experts asked for than there are");
-        k.route({at<bf16>(x), tokens, dim, at<void>(router), wide, at<float>(bias), experts, groups, top_groups, top_k,
-                 renormalise, scaling, at<int64_t>(ids), at<float>(weights), threads});
-      }, nb::call_guard<nb::gil_scoped_release>())
-      .def("strips", [](const Kernels& k, Address data, int64_t rows, int64_t row_bytes, int unit, int swap, int threads) {
+      .def("route", [](const Caller& call, Address x, int64_t tokens, int64_t dim, Address router, bool wide, Address bias,
+                       Ints sizes, bool renormalise, float scaling, Address ids, Address weights, int threads) {
+        require(sizes.size() == 4, "route: wrong number of arguments");
+        call(RouteCall({at<bf16>(x), tokens, dim, at<void>(router), wide, at<float>(bias), sizes[0], sizes[1], sizes[2],
+                        sizes[3], renormalise, scaling, at<int64_t>(ids), at<float>(weights), threads}));
+      })
+      .def("rms_norm", [](const Caller& call, Address x, Address plus, Address weight, int64_t rows, int64_t dim, float eps,
+                          Address out, int threads) {
+        call(RmsNormCall{{at<bf16>(x), at<bf16>(plus), at<bf16>(weight), rows, dim, eps, at<bf16>(out), threads}});
+      })
+      .def("strips", [](const Caller& call, Address data, int64_t rows, int64_t row_bytes, int unit, int swap, int threads) {
         require(unit == 1 || unit == 2 || unit == 4, "strips of units of 1, 2 or 4 bytes");
         require(rows % 16 == 0 && row_bytes % unit == 0, "strips hold 16 whole rows");
         require(swap == kAsStored || (unit == 4 && row_bytes % 8 == 0 && (swap == kPairs || swap == kEvenFirst)),
                 "no such order of bytes");
-        k.strips({at<uint8_t>(data), rows, row_bytes, unit, swap, threads});
-      }, nb::call_guard<nb::gil_scoped_release>())
-      .def("rms_norm", [](const Kernels& k, Address x, Address weight, int64_t rows, int64_t dim, float eps, Address out,
-                          int threads) {
-        k.rms_norm({at<bf16>(x), at<bf16>(weight), rows, dim, eps, at<bf16>(out), threads});
+        call.kernels().strips({at<uint8_t>(data), rows, row_bytes, unit, swap, threads});
       }, nb::call_guard<nb::gil_scoped_release>());
 }

@@ -1,4 +1,4 @@
-// x rsqrt(mean x^2 + eps) in fp32, to bf16, times weight: rounded where the reference rounds.
+// x rsqrt(mean x^2 + eps) in fp32, to bf16, times weight: rounded where the reference rounds. And the sum before it.
 #pragma once
 #include "simd.h"
 
@@ -20,9 +20,19 @@ inline void norm_row(const bf16* x, const bf16* weight, int64_t dim, float eps, 
   for (; i < dim; i++) out[i] = narrow(widen(narrow(widen(x[i]) * factor)) * widen(weight[i]));
 }
 
+// x += plus.
+inline void add_row(bf16* x, const bf16* plus, int64_t dim) {
+  int64_t i = 0;
+  for (; i + kLanes <= dim; i += kLanes) store(x + i, load(x + i) + load(plus + i));
+  for (; i < dim; i++) x[i] = narrow(widen(x[i]) + widen(plus[i]));
+}
+
 inline void rms_norm(const RmsNormArgs& a) {
 #pragma omp parallel for num_threads(a.threads) if (a.rows > 16)
-  for (int64_t t = 0; t < a.rows; t++) norm_row(a.x + t * a.dim, a.weight, a.dim, a.eps, a.out + t * a.dim);
+  for (int64_t t = 0; t < a.rows; t++) {
+    if (a.plus) add_row(a.x + t * a.dim, a.plus + t * a.dim, a.dim);
+    norm_row(a.x + t * a.dim, a.weight, a.dim, a.eps, a.out + t * a.dim);
+  }
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from perilune.engine.graphs import DecodeSteps, again, decode_sizes
 from perilune.engine.runner import Runner
 from perilune.models.checkpoint import Checkpoint
 from perilune.nn.batch import Batch, Piece
-from perilune.nn.decoder import Decoder
+from perilune.nn.decoder import Decoder, Entry
 
 CPU = torch.device("cpu")
 
@@ -67,7 +68,7 @@ def decoding(*rows: tuple[int, int, list[int]]) -> list[Piece]:
 def test_a_padded_step_is_the_eager_one_and_padding_writes_nothing(golden: Path) -> None:
     runner, decoder, views = opened(golden, (0, 3))
     memory = (runner.arenas.page_arena.tensor, runner.arenas.slot_arena.buffer)
-    steps = DecodeSteps(lambda batch: decoder(batch, views), (4,), 200, CPU, again)
+    steps = DecodeSteps(decoder.enter, partial(decoder.through, cache=views), (4,), 200, CPU, again)
     pieces = decoding((2, 64, [5, 1]), (0, 3, [0]), (3, 190, [2, 7, 4]))
     assert steps.take(pieces)
     before = [tensor.clone() for tensor in memory]
@@ -85,7 +86,7 @@ def test_a_padded_step_is_the_eager_one_and_padding_writes_nothing(golden: Path)
 
 def test_a_step_of_another_size_or_with_other_pages_starts_from_its_own_inputs(golden: Path) -> None:
     _, decoder, views = opened(golden, (3,))  # latents only: rows that were written once are written again alike
-    steps = DecodeSteps(lambda batch: decoder(batch, views), (1, 3), 200, CPU, again)
+    steps = DecodeSteps(decoder.enter, partial(decoder.through, cache=views), (1, 3), 200, CPU, again)
     for pieces in (
         decoding((0, 130, [1, 2, 3])),
         decoding((0, 70, [4, 5]), (1, 1, [0])),
@@ -104,10 +105,10 @@ def test_a_step_of_another_size_or_with_other_pages_starts_from_its_own_inputs(g
     ids=["a repeated token", "a prompt", "no logits"],
 )  # fmt: skip
 def test_other_steps_are_not_taken(piece: Piece) -> None:
-    def run(batch: Batch) -> Tensor:
-        return torch.zeros(len(batch.lengths), 1)
+    def enter(batch: Batch) -> Entry:
+        return Entry(torch.zeros(len(batch.lengths), 1), {})
 
-    steps = DecodeSteps(run, (1, 2), 64, CPU, again)
+    steps = DecodeSteps(enter, lambda entry, batch: entry.h, (1, 2), 64, CPU, again)
     plain = Piece((1,), 3, 1, [0], "decode")
     assert steps.take([plain])
     assert not steps.take([plain, piece])

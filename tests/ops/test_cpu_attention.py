@@ -220,11 +220,11 @@ def test_mla_decode_over_pages(
     shape: mla.Shape = {"nope": nope, "v_dim": v_dim, "rank": rank, "scale": 0.3 / (rank * nope) ** 0.5}
     wide = DenseWeight(kv_b.dequantise(torch.float32))
     clean = pages.float().nan_to_num()
-    expected = mla.decode_rows(q.float(), clean, tables, lengths, wide, **shape)
-    ours = mla_cpu.decode_rows(native, q, pages, tables, lengths, kv_b, **shape)
+    expected = mla.decode_rows(q.float(), clean, tables, torch.tensor(lengths), wide, **shape)
+    ours = mla_cpu.decode_rows(native, q, pages, tables, torch.tensor(lengths), kv_b, **shape)
     for row in range(len(lengths)):
         assert difference(ours[row], expected[row]) < LIMIT, lengths[row]
-    alone = mla_cpu.decode_rows(native, q[4:], pages, tables[4:], lengths[4:], kv_b, **shape)
+    alone = mla_cpu.decode_rows(native, q[4:], pages, tables[4:], torch.tensor(lengths[4:]), kv_b, **shape)
     assert torch.equal(alone[0], ours[4])
 
 
@@ -270,7 +270,7 @@ def test_latent_attention_is_the_same_on_any_number_of_threads(native: Native) -
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            decoded = mla_cpu.decode_rows(native, q[:3], pages, tables, [1, 700, 300], kv_b, **shape)
+            decoded = mla_cpu.decode_rows(native, q[:3], pages, tables, torch.tensor([1, 700, 300]), kv_b, **shape)
             results.append((decoded, mla_cpu.prefill(native, q, pages, tables[1], 448, kv_b, **shape)))
     finally:
         torch.set_num_threads(before)
@@ -291,7 +291,7 @@ def test_latent_attention_refuses_pages_there_are_not(native: Native) -> None:
         ([0], 0, "no tokens"),
     ):
         with pytest.raises((IndexError, ValueError), match=error):
-            mla_cpu.decode_rows(native, q, pages, [torch.tensor(table)], [length], kv_b, **shape)
+            mla_cpu.decode_rows(native, q, pages, [torch.tensor(table)], torch.tensor([length]), kv_b, **shape)
     with pytest.raises(ValueError, match="wrong arguments"):  # prefill starts on a page
         mla_cpu.prefill(native, q, pages, torch.tensor([0, 1]), 63, kv_b, **shape)
     with pytest.raises(IndexError, match="page 9"):

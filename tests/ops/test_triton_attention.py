@@ -152,7 +152,7 @@ def test_decode_splits_the_context_and_takes_tables_as_a_list_or_a_tensor(
     pages, kv_b, shape = mla_inputs(*sizes)
     q, lengths = random(4, sizes[0], sizes[1] + sizes[2], seed=4), [1, 65, 192, 64]
     tables = [torch.tensor(ids) for ids in ([3], [1, 2], [0, 4, 5], [6])]
-    expected = mla.decode_rows(q, pages, tables, lengths, kv_b, **shape)
+    expected = mla.decode_rows(q, pages, tables, torch.tensor(lengths), kv_b, **shape)
     assert difference(mla_triton.decode_rows(GPU, q, pages, tables, lengths, kv_b, **shape), expected) < 1e-2
     packed = torch.nn.utils.rnn.pad_sequence(tables, batch_first=True)
     again = mla_triton.decode_rows(GPU, q, pages, packed, torch.tensor(lengths), kv_b, **shape)

@@ -115,8 +115,8 @@ void check_kda(const Kernels& k) {
   for (int64_t t = 0; t < tokens; t++) {
     const int64_t row = t, slot = 0;
     k.kda_decode({raw.data(), f.data(), b.data(), gate.data(), conv_w.data(), a_log.data(), dt_bias.data(), norm.data(),
-                  1e-5f, &row, &slot, 1, heads, dim, taps, states[1].data(), 0, windows[1].data(), 0, outs[1].data(),
-                  2});
+                  1e-5f, &row, &slot, 1, heads, dim, taps, states[1].data(), 0, windows[1].data(), 0,
+                  outs[1].data() + t * width, 2});
   }
   compare("KDA, chunked and recurrent", widened(outs[0]), widened(outs[1]), 0.004);
   compare("KDA state", states[0], states[1], 1e-4);
@@ -133,21 +133,25 @@ void check_mla(const Kernels& k) {
   std::vector<const int64_t*> tables(tokens, table);
   std::vector<int64_t> lengths(tokens);
   for (int64_t t = 0; t < tokens; t++) lengths[t] = t + 1;
-  std::vector<float> expanded(tokens * heads * v_dim), absorbed(tokens * heads * v_dim);
+  std::vector<float> expanded(tokens * heads * v_dim);
+  std::vector<bf16> absorbed(tokens * heads * v_dim);
   k.mla_prefill({q.data(), tokens, 0, heads, nope, rope, v_dim, rank, pages.data(), 64 * width, table, w, 0.2f,
                  expanded.data(), 2});
   k.mla_decode({q.data(), tokens, heads, nope, rope, v_dim, rank, pages.data(), 64 * width, tables.data(),
                 lengths.data(), w, 0.2f, absorbed.data(), 2});
-  compare("MLA, expanded and absorbed", expanded, absorbed, 0.01);
+  compare("MLA, expanded and absorbed", expanded, widened(absorbed), 0.01);
 }
 
 void check_norm_and_router(const Kernels& k) {
   const int64_t tokens = 5, dim = 45, experts = 12;
-  const auto x = values(tokens * dim), weight = values(dim), router = values(experts * dim, 0.2f);
+  auto x = values(tokens * dim);
+  const auto part = values(tokens * dim), weight = values(dim), router = values(experts * dim, 0.2f);
   std::vector<bf16> out(tokens * dim);
+  std::vector<float> total(tokens * dim);
+  for (int64_t i = 0; i < tokens * dim; i++) total[i] = widen(x[i]) + widen(part[i]);
   std::vector<float> normed(tokens * dim), bias(experts, 0.0f), best(tokens), expected(tokens), weights(tokens);
   std::vector<int64_t> ids(tokens);
-  k.rms_norm({x.data(), weight.data(), tokens, dim, 1e-5f, out.data(), 2});
+  k.rms_norm({x.data(), part.data(), weight.data(), tokens, dim, 1e-5f, out.data(), 2});
   k.route({x.data(), tokens, dim, router.data(), false, bias.data(), experts, 1, 1, 1, false, 1.0f, ids.data(),
            weights.data(), 2});
   for (int64_t t = 0; t < tokens; t++) {
@@ -161,6 +165,7 @@ void check_norm_and_router(const Kernels& k) {
       expected[t] = std::fmax(expected[t], float(1 / (1 + std::exp(-logit))));
     }
   }
+  compare("sum", widened(x), total, 0.004);
   compare("RMSNorm", widened(out), normed, 0.004);
   compare("router", weights, expected, 1e-5);
 }

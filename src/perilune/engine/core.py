@@ -17,7 +17,7 @@ from perilune.engine.config import EngineConfig, plan_engine
 from perilune.engine.device import open_device
 from perilune.engine.door import FrontDoor
 from perilune.engine.grammars import GrammarQueue
-from perilune.engine.graphs import Capture, GraphCapture, decode_sizes
+from perilune.engine.graphs import Capture, GraphCapture, TapeCapture, decode_sizes, tape_sizes
 from perilune.engine.handover import Elsewhere, FirstToken, Handover, Here
 from perilune.engine.limits import Limits
 from perilune.engine.messages import Submit, TokenEvent, WireError
@@ -103,9 +103,13 @@ class EngineCore:
             self.handover, probed = self._door.handover, self._door.bytes_per_second
             self._status = RouterStatus(self.handover, self.scheduler, self._computing, probed, self.limits.context)
             self.because += self._door.because
+        recorded = not config.eager and config.tp == 1  # what ranks exchange is not recorded
         if device.type == "cuda":
-            recorded = not config.eager and config.tp == 1  # what ranks exchange is not recorded
             self.warm_up(GraphCapture(device) if recorded else None)
+        elif recorded and isinstance(self.runner, Runner) and self.runner.selection.native is not None:
+            sizes = tape_sizes(self.plan.cache.slots)
+            self.runner.record(sizes, self.limits.context, TapeCapture(self.runner.selection.native))
+            self.because += (f"decode steps recorded when they first come, for up to {sizes[-1]} sequences",)
 
     def warm_up(self, capture: Capture | None = None) -> None:
         """Rehearse every kind of step, so that no request waits for a kernel; then record decode steps with `capture`.

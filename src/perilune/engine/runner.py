@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,11 +118,9 @@ class Runner:
     def record(self, sizes: Sequence[int], context: int, capture: Capture) -> None:
         """From now on, decode steps of up to the largest of `sizes` sequences are replayed."""
 
-        def run(batch: Batch) -> Tensor:
-            return self._decoder(batch, self.arenas)
-
+        through = partial(self._decoder.through, cache=self.arenas)
         with self._watch.recording() if self._watch else nullcontext():
-            self._recorded = DecodeSteps(run, sizes, context, self.device, capture)
+            self._recorded = DecodeSteps(self._decoder.enter, through, sizes, context, self.device, capture)
 
     def settle(self, eager: bool = False) -> None:
         """The warm-up is over: a kernel that is not ready now is late, and with `eager` each is still watched."""

@@ -69,8 +69,8 @@ class Batch:
     """`tokens`, `positions`, `page_ids`, `offsets` are [T] int64; prefill rows come first, decode rows after.
 
     The context of decode row i is the first `lengths[i]` tokens of the pages in `tables[i]`, itself included: a table
-    and an int each, or on a device one tensor [n, most pages] and one [n] int64, so that no layer has to send them.
-    `logit_rows` [n]: the rows whose logits are wanted, in the order of the pieces given to `build`.
+    each, or on a device one tensor [n, most pages], so that no layer has to send them; `lengths` [n] int64.
+    `logit_rows` [n]: the rows whose logits are wanted, in the order of the pieces given to `build`; None: all rows.
     """
 
     tokens: Tensor
@@ -79,9 +79,9 @@ class Batch:
     offsets: Tensor
     prefill: tuple[PrefillPiece, ...]
     tables: Sequence[Tensor] | Tensor
-    lengths: Sequence[int] | Tensor
+    lengths: Tensor
     waves: tuple[Wave, ...]
-    logit_rows: Tensor
+    logit_rows: Tensor | None
 
     @property
     def decode_start(self) -> int:
@@ -121,17 +121,16 @@ class Batch:
         into, text = ints.add([p % PAGE for p in positions]), ints.add(tokens)
         logit_rows = ints.add([row for index in range(len(pieces)) for row in wanted[index]])
         steps = [(ints.add([row for row, _ in w]), ints.add([slot for _, slot in w])) for w in waves.values()]
+        known = ints.add(lengths)
         if device.type == "cpu":
             each = {id(pages): ints.add(pages) for pages in tables}  # rows of one piece share a table
             sent = ints.send(device)
             table: Sequence[Tensor] | Tensor = [sent[each[id(pages)]] for pages in tables]
-            length: Sequence[int] | Tensor = lengths
         else:
             most = max(map(len, tables), default=0)
             packed = ints.add([page for pages in tables for page in (*pages, *[0] * (most - len(pages)))])
-            known = ints.add(lengths)
             sent = ints.send(device)
-            table, length = sent[packed].view(len(tables), most), sent[known]
+            table = sent[packed].view(len(tables), most)
         return Batch(
             tokens=sent[text],
             positions=sent[where],
@@ -142,7 +141,7 @@ class Batch:
                 for piece, first, pages in prefill
             ),
             tables=table,
-            lengths=length,
+            lengths=sent[known],
             waves=tuple(Wave(sent[rows], sent[slots]) for rows, slots in steps),
             logit_rows=sent[logit_rows],
         )

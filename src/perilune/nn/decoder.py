@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +33,17 @@ class CacheViews(Protocol):
         """[S, 3, H, K, taps-1]."""
 
 
+class Entry(NamedTuple):
+    """A batch before the layers: its tokens' embeddings [T, D], and of each RoPE cos and sin of its positions."""
+
+    h: Tensor
+    rotations: dict[RopeSpec, Rotation]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.h, *(angle for rotation in self.rotations.values() for angle in rotation)]
+
+
 @dataclass(frozen=True)
 class Decoder:
     """A model ready to run on `ops`. Stateless: everything a sequence leaves behind is in the cache views.
@@ -46,23 +57,39 @@ class Decoder:
     ops: Ops = REFERENCE
     group: Group = ALONE
 
-    @torch.inference_mode()
     def __call__(self, batch: Batch, cache: CacheViews) -> Tensor:
         """Run one step; returns what the head reads, [n, D] of `batch.logit_rows`."""
-        h = self._embed(batch.tokens)
-        rotations = self._rotations(batch)
-        ops, rms_norm, total = self.ops, self.ops.rms_norm, self.group.sum
+        return self.through(self.enter(batch), batch, cache)
+
+    @torch.inference_mode()
+    def enter(self, batch: Batch) -> Entry:
+        """What does not depend on the layers."""
+        rotations = {rope: rotation(rope, steps, batch.positions) for rope, steps in self._frequencies.items()}
+        return Entry(self._embed(batch.tokens), rotations)
+
+    @torch.inference_mode()
+    def through(self, entry: Entry, batch: Batch, cache: CacheViews) -> Tensor:
+        """The layers and the last norm. `entry.h` may be changed in place."""
+        ops, total, eps = self.ops, self.group.sum, self.spec.norm_eps
+        h, part = entry.h, None
         for index, (layer, w) in enumerate(zip(self.spec.layers, self.weights.layers, strict=True)):
-            x = rms_norm(h, w.mixer_norm, self.spec.norm_eps)
+            if part is None:
+                x = ops.rms_norm(h, w.mixer_norm, eps)
+            else:
+                h, x = ops.add_norm(h, part, w.mixer_norm, eps)
             if isinstance(layer.mixer, KdaSpec):
                 assert isinstance(w.mixer, KdaWeights)
-                h = h + total(kda_layer(x, w.mixer, layer.mixer, batch, cache.state(index), cache.conv(index), ops))
+                part = total(kda_layer(x, w.mixer, layer.mixer, batch, cache.state(index), cache.conv(index), ops))
             else:
                 assert isinstance(w.mixer, MlaWeights)
-                turn = rotations[layer.mixer.rope] if layer.mixer.rope else None
-                h = h + total(mla_layer(x, w.mixer, layer.mixer, batch, cache.pages(index), turn, ops))
-            h = h + total(_ffn(rms_norm(h, w.ffn_norm, self.spec.norm_eps), w.ffn, layer.ffn, ops))
-        return rms_norm(h[batch.logit_rows], self.weights.norm, self.spec.norm_eps)
+                turn = entry.rotations[layer.mixer.rope] if layer.mixer.rope else None
+                part = total(mla_layer(x, w.mixer, layer.mixer, batch, cache.pages(index), turn, ops))
+            h, x = ops.add_norm(h, part, w.ffn_norm, eps)
+            part = total(_ffn(x, w.ffn, layer.ffn, ops))
+        assert part is not None
+        if batch.logit_rows is not None:
+            h, part = h[batch.logit_rows], part[batch.logit_rows]
+        return ops.add_norm(h, part, self.weights.norm, eps)[1]
 
     @torch.inference_mode()
     def head(self, rows: Tensor) -> Tensor:
@@ -88,13 +115,9 @@ class Decoder:
         ropes = {mixer.rope for mixer in mixers if isinstance(mixer, MlaSpec) and mixer.rope}
         return {rope: inverse_frequencies(rope).to(self.weights.embed.device) for rope in ropes}
 
-    def _rotations(self, batch: Batch) -> dict[RopeSpec, Rotation]:
-        """cos and sin per distinct RoPE, computed once a step."""
-        return {rope: rotation(rope, steps, batch.positions) for rope, steps in self._frequencies.items()}
-
 
 def _ffn(x: Tensor, w: SwigluWeights | MoeWeights, spec: DenseSpec | MoeSpec, ops: Ops) -> Tensor:
-    """x [T, D] -> [T, D]; expert outputs are summed in fp32 before the shared expert joins."""
+    """x [T, D] -> [T, D]."""
     if isinstance(w, SwigluWeights):
         return ops.swiglu(x, w.gate, w.up, w.down)
     assert isinstance(spec, MoeSpec)
@@ -112,7 +135,5 @@ def _ffn(x: Tensor, w: SwigluWeights | MoeWeights, spec: DenseSpec | MoeSpec, op
     if held < w.router.shape[0]:
         ids = ids - w.first
         ids = ids.where((ids >= 0) & (ids < held), -1)  # another rank's
-    out = ops.experts(x, ids, weights, w.experts.gate, w.experts.up, w.experts.down)
-    if w.shared is not None:
-        out = out + ops.swiglu(x, w.shared.gate, w.shared.up, w.shared.down).float()
-    return out.to(x.dtype)
+    shared = None if w.shared is None else ops.swiglu(x, w.shared.gate, w.shared.up, w.shared.down)
+    return ops.experts(x, ids, weights, w.experts.gate, w.experts.up, w.experts.down, shared)

@@ -1,12 +1,13 @@
 """Tensors at the door of the C++ kernels: dtype, shape and layout are proved here, then only addresses cross.
 
 A kernel writes wherever an address points, so nothing reaches it unchecked: what shapes can tell is checked in this
-file and its callers, what only contents can tell (expert ids, page ids, slots) in `csrc/module.cpp`.
+file and its callers, what only contents can tell (expert ids, page ids, slots) in `csrc/calls.h`.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from perilune.ops.linear.formats import DenseWeight, Int4Weight, Int8Weight, Mxfp4Weight, TiledWeight, Weight
+from perilune.ops.tape import Recording, Results, Tape
 
 BF16 = torch.bfloat16
 _FORMATS = {"DenseWeight": 0, "Int4Weight": 1, "Mxfp4Weight": 2, "Fp8BlockWeight": 3, "Int8Weight": 4}
@@ -24,13 +26,17 @@ class KernelInputError(ValueError):
     """A tensor that a kernel cannot take: a bug of the caller."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Native:
-    """The extension and one of its instruction-set variants: what every `cpu.py` computes with."""
+    """The extension and one of its instruction-set variants: what every `cpu.py` computes with.
+
+    While `record` runs a step, its calls go onto a tape. One thread calls it at a time.
+    """
 
     module: Any
     kernels: Any
-    _handles: WeakKeyDictionary[Weight, Any] = field(default_factory=WeakKeyDictionary, compare=False, repr=False)
+    _handles: WeakKeyDictionary[Weight, Any] = field(default_factory=WeakKeyDictionary, repr=False)
+    _recording: Recording | None = None
 
     @classmethod
     def load(cls, variant: str | None = None) -> Native | str:
@@ -58,6 +64,8 @@ class Native:
 
     def weight(self, weight: Weight) -> Any:
         """The C++ view of `weight`, made once: a step asks for some dozens. It borrows the tensors."""
+        if self._recording:
+            self._recording.keep(weight)
         if isinstance(weight, TiledWeight) and weight.handle is not None:
             return weight.handle
         handle = self._handles.get(weight)
@@ -65,29 +73,61 @@ class Native:
             handle = self._handles[weight] = weight_handle(self.module, weight)
         return handle
 
+    def empty(self, *shape: int, dtype: torch.dtype = BF16) -> Tensor:
+        """Memory for a kernel's result."""
+        return self._recording.results.empty(shape, dtype) if self._recording else torch.empty(shape, dtype=dtype)
+
+    def dense(self, tensor: Tensor) -> Tensor:
+        """`tensor`, copied if its values lie apart. Not while recording: a tape cannot repeat the copy."""
+        return tensor if self._recording else tensor.contiguous()
+
+    def address(self, tensor: Tensor, dtype: torch.dtype, *shape: int, name: str) -> int:
+        """Where a dense CPU tensor of exactly this dtype and shape begins. Raises KernelInputError."""
+        if self._recording:
+            self._recording.keep(tensor)
+        return address(tensor, dtype, *shape, name=name)
+
+    def rows_address(self, tensor: Tensor, dtype: torch.dtype, *inner: int, name: str) -> tuple[int, int]:
+        """(address, elements between rows) of [N, *inner] whose rows are dense but may lie apart.
+
+        Raises KernelInputError.
+        """
+        step = 1
+        dense = True
+        for size, stride in zip(reversed(tensor.shape[1:]), reversed(tensor.stride()[1:]), strict=True):
+            dense, step = dense and (size == 1 or stride == step), step * size
+        if tensor.dtype != dtype or tensor.shape[1:] != inner or not dense or tensor.is_cuda:
+            raise KernelInputError(
+                f"{name} is {tensor.dtype} {list(tensor.shape)} with strides {list(tensor.stride())}. "
+                f"The kernel takes {dtype} [N, {', '.join(map(str, inner))}] with dense rows on the CPU.",
+            )
+        if self._recording:
+            self._recording.keep(tensor)
+        return tensor.data_ptr(), tensor.stride(0)
+
+    def record(self, step: Callable[[], Tensor], results: Results) -> tuple[Tensor, Tape]:
+        """Run `step` as ever, and its calls onto a tape. What it returned is there again after each `Tape.run`.
+
+        What torch computes in `step` is not repeated. Tapes that never run at the same time may share `results`.
+        """
+        recording = self._recording = Recording(results)
+        self.kernels.record()
+        try:
+            out = step()
+        finally:
+            calls = self.kernels.stop()
+            self._recording = None
+        return out, Tape(calls, (*recording.kept.values(), out, results))
+
 
 def address(tensor: Tensor, dtype: torch.dtype, *shape: int, name: str) -> int:
-    """Where a dense CPU tensor of exactly this dtype and shape begins. Raises KernelInputError."""
+    """As `Native.address`, of what is not used by a call of a step."""
     if tensor.dtype != dtype or tensor.shape != shape or not tensor.is_contiguous() or tensor.is_cuda:
         raise KernelInputError(
             f"{name} is {tensor.dtype} {list(tensor.shape)}{'' if tensor.is_contiguous() else ', not contiguous'}. "
             f"The kernel takes a dense {dtype} {list(shape)} on the CPU.",
         )
     return tensor.data_ptr()
-
-
-def rows_address(tensor: Tensor, dtype: torch.dtype, *inner: int, name: str) -> tuple[int, int]:
-    """(address, elements between rows) of [N, *inner] whose rows are dense but may lie apart."""
-    step = 1
-    dense = True
-    for size, stride in zip(reversed(tensor.shape[1:]), reversed(tensor.stride()[1:]), strict=True):
-        dense, step = dense and (size == 1 or stride == step), step * size
-    if tensor.dtype != dtype or tensor.shape[1:] != inner or not dense or tensor.is_cuda:
-        raise KernelInputError(
-            f"{name} is {tensor.dtype} {list(tensor.shape)} with strides {list(tensor.stride())}. "
-            f"The kernel takes {dtype} [N, {', '.join(map(str, inner))}] with dense rows on the CPU.",
-        )
-    return tensor.data_ptr(), tensor.stride(0)
 
 
 def refuses_weight(weight: Weight) -> str | None:

@@ -36,6 +36,7 @@ OPS = {
     "linear": "dense, int4, MXFP4 and FP8-block matrix products",
     "linears": "several products of one input",
     "rms_norm": "RMSNorm",
+    "add_norm": "the sum of a layer's input and output, and its RMSNorm",
     "swiglu": "dense feed-forward and shared experts",
     "route": "router: scores, groups, top-k",
     "experts": "routed experts",
@@ -51,6 +52,7 @@ CPU: dict[str, Callable[..., Any]] = {
     "linear": linear.linear,
     "linears": linear.linears,
     "rms_norm": norm.rms_norm,
+    "add_norm": norm.add_norm,
     "swiglu": moe.swiglu,
     "route": router.route,
     "experts": moe.experts,
@@ -85,11 +87,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Selection:
-    """The table of functions, and how each came to be in it; `gpu` is what Triton's are launched on."""
+    """The table of functions, and how each came to be in it; `gpu` is what Triton's are launched on, `native` what
+    records decode steps: set where C++ kernels serve all of their ops."""
 
     ops: Ops
     choices: tuple[Choice, ...]
     gpu: Gpu | None = None
+    native: Native | None = None
 
     @property
     def because(self) -> str:
@@ -131,7 +135,8 @@ def choose(needs: Needs, kernels: str = "auto") -> Selection:
     # those that read matrices are refused together: all or none of them find strips
     if isinstance(native, Native) and "linear" in chosen:
         chosen["prepare"] = partial(linear.prepare, native)
-    return Selection(dataclasses.replace(REFERENCE, **chosen), tuple(choices))
+    whole = native if isinstance(native, Native) and chosen.keys() >= CPU.keys() else None
+    return Selection(dataclasses.replace(REFERENCE, **chosen), tuple(choices), native=whole)
 
 
 def _choose_triton(needs: Needs, kernels: str) -> Selection:

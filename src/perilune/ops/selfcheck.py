@@ -152,6 +152,6 @@ def _mla(native: Native, random: torch.Generator) -> Iterator[Pair]:
     )
     yield (
         "attention in decoding",
-        mla_cpu.decode_rows(native, q[-1:], pages, [table], [tokens], kv_b, **shape),
-        mla.decode_rows(q[-1:], pages, [table], [tokens], kv_b, **shape),
+        mla_cpu.decode_rows(native, q[-1:], pages, [table], torch.tensor([tokens]), kv_b, **shape),
+        mla.decode_rows(q[-1:], pages, [table], torch.tensor([tokens]), kv_b, **shape),
     )

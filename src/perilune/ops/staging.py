@@ -38,9 +38,14 @@ class Pinned:
             self._event.synchronize()
 
     def send(self, target: Tensor, part: Tensor) -> None:
-        """Copy `part`, a view of `values`, to the device; returns before it is there."""
-        target.copy_(part, non_blocking=True)
-        self.mark()
+        """Copy `part`, a view of `values`, to the device; returns before it is there. What is there is not copied."""
+        if target.data_ptr() != part.data_ptr():
+            target.copy_(part, non_blocking=True)
+            self.mark()
+
+    def mirrored(self) -> Tensor:
+        """The same values on the device, where they are if that is the processor."""
+        return self.values if self._device.type == "cpu" else self.values.to(self._device, copy=True)
 
     def mark(self) -> None:
         """What was started until now may read or write it."""

@@ -28,9 +28,10 @@ class Ops:
     linear: Callable[[Tensor, Weight], Tensor]
     linears: Callable[[Tensor, Sequence[Sequence[Weight]]], list[Tensor]]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    add_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     swiglu: Callable[[Tensor, Weight, Weight, Weight], Tensor]
     route: Callable[..., tuple[Tensor, Tensor]]
-    experts: Callable[[Tensor, Tensor, Tensor, Weight, Weight, Weight], Tensor]
+    experts: Callable[[Tensor, Tensor, Tensor, Weight, Weight, Weight, Tensor | None], Tensor]
     kda_prefill: Callable[..., Tensor]
     kda_decode: Callable[[kda.Projections, Tensor, Tensor, kda.Parameters, Tensor, Tensor], Tensor]
     mla_store: Callable[..., Tensor]
@@ -44,6 +45,7 @@ REFERENCE = Ops(
     linear=linear.linear,
     linears=linear.linears,
     rms_norm=norm.rms_norm,
+    add_norm=norm.add_norm,
     swiglu=moe.swiglu,
     route=moe.route,
     experts=moe.experts,

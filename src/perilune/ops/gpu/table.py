@@ -23,6 +23,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "linear": linear.linear,
     "linears": linear.linears,
     "rms_norm": norm.rms_norm,
+    "add_norm": norm.add_norm,
     "swiglu": moe.swiglu,
     "route": moe.route,
     "experts": moe.experts,

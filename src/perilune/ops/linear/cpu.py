@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from perilune.ops.linear.formats import TiledWeight, Weight, tile
@@ -42,12 +41,12 @@ def linear(native: Native, x: Tensor, weight: Weight) -> Tensor:
 
 def linears(native: Native, x: Tensor, groups: Sequence[Sequence[Weight]]) -> list[Tensor]:
     """As the reference: x [T, K] -> [T, sum of N] bf16 per group. Reads x once. Raises KernelInputError."""
-    x = x.contiguous()
+    x = native.dense(x)
     tokens, inputs = x.shape[0], groups[0][0].shape[-1]
     outs, handles, places, steps = [], [], [], []
     for group in groups:
         width = sum(weight.shape[-2] for weight in group)
-        out = torch.empty(tokens, width, dtype=BF16)
+        out = native.empty(tokens, width)
         place = out.data_ptr()
         for weight in group:
             handles.append(native.weight(weight))
@@ -56,6 +55,6 @@ def linears(native: Native, x: Tensor, groups: Sequence[Sequence[Weight]]) -> li
             place += weight.shape[-2] * BF16.itemsize
         outs.append(out)
     native.kernels.linear(
-        address(x, BF16, tokens, inputs, name="x"), tokens, inputs, handles, places, steps, native.threads
+        native.address(x, BF16, tokens, inputs, name="x"), tokens, inputs, handles, places, steps, native.threads
     )
     return outs

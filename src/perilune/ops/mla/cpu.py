@@ -10,7 +10,7 @@ from torch import Tensor
 
 from perilune.ops.linear.formats import Weight
 from perilune.ops.mla.reference import PAGE, Rotation, Shape
-from perilune.ops.native import BF16, Native, address, rows_address
+from perilune.ops.native import BF16, Native
 
 
 def store(
@@ -30,20 +30,20 @@ def store(
     rope = kv.shape[1] - rank
     angles = [0, 0]
     if rotation is not None:
-        angles = [address(angle, torch.float32, tokens, rope // 2, name="angles") for angle in rotation]
-    pages_at, step = rows_address(pages, BF16, PAGE, rank + rope, name="pages")
+        angles = [native.address(angle, torch.float32, tokens, rope // 2, name="angles") for angle in rotation]
+    pages_at, step = native.rows_address(pages, BF16, PAGE, rank + rope, name="pages")
     native.kernels.mla_store(
-        address(q, BF16, tokens, heads, width, name="q"),
-        address(kv, BF16, tokens, rank + rope, name="kv"),
-        address(norm, BF16, rank, name="latent norm"),
+        native.address(q, BF16, tokens, heads, width, name="q"),
+        native.address(kv, BF16, tokens, rank + rope, name="kv"),
+        native.address(norm, BF16, rank, name="latent norm"),
         eps,
         *angles,
         [tokens, heads, width - rope, rope, rank],
         pages_at,
         pages.shape[0],
         step,
-        address(page_ids, torch.int64, tokens, name="page ids"),
-        address(offsets, torch.int64, tokens, name="offsets"),
+        native.address(page_ids, torch.int64, tokens, name="page ids"),
+        native.address(offsets, torch.int64, tokens, name="offsets"),
         native.threads,
     )
     return q
@@ -56,20 +56,20 @@ def prefill(
 
     Raises KernelInputError, and IndexError for a page there is not.
     """
-    q = q.contiguous()
+    q = native.dense(q)
     tokens, heads, width = q.shape
     sizes = _sizes(heads, width, shape)
-    out = torch.empty(tokens, heads, shape["v_dim"])
-    pages_at, step = _pages(pages, sizes)
+    out = native.empty(tokens, heads, shape["v_dim"], dtype=torch.float32)
+    pages_at, step = _pages(native, pages, sizes)
     native.kernels.mla_prefill(
-        address(q, BF16, *q.shape, name="q"),
+        native.address(q, BF16, *q.shape, name="q"),
         tokens,
         start,
         sizes,
         pages_at,
         pages.shape[0],
         step,
-        address(table, torch.int64, table.shape[0], name="table"),
+        native.address(table, torch.int64, table.shape[0], name="table"),
         table.shape[0],
         native.weight(kv_b),
         shape["scale"],
@@ -83,26 +83,26 @@ def decode_rows(
     native: Native,
     q: Tensor,
     pages: Tensor,
-    tables: Sequence[Tensor],
-    lengths: Sequence[int],
+    tables: Sequence[Tensor] | Tensor,
+    lengths: Tensor,
     kv_b: Weight,
     **shape: Unpack[Shape],
 ) -> Tensor:
-    """As the reference: q [n, H, nope + rope] bf16 -> [n, H, v] fp32. Raises as `prefill`."""
-    q = q.contiguous()
+    """As the reference: q [n, H, nope + rope] bf16 -> [n, H, v], rounded to bf16. Raises as `prefill`."""
+    q = native.dense(q)
     n, heads, width = q.shape
     sizes = _sizes(heads, width, shape)
-    out = torch.empty(n, heads, shape["v_dim"])
-    pages_at, step = _pages(pages, sizes)
+    out = native.empty(n, heads, shape["v_dim"])
+    pages_at, step = _pages(native, pages, sizes)
     native.kernels.mla_decode(
-        address(q, BF16, len(tables), heads, width, name="q"),
+        native.address(q, BF16, len(tables), heads, width, name="q"),
         sizes,
         pages_at,
         pages.shape[0],
         step,
-        [address(table, torch.int64, table.shape[0], name="table") for table in tables],
+        [native.address(table, torch.int64, table.shape[0], name="table") for table in tables],
         [table.shape[0] for table in tables],
-        list(lengths),
+        native.address(lengths, torch.int64, n, name="lengths"),
         native.weight(kv_b),
         shape["scale"],
         out.data_ptr(),
@@ -115,5 +115,5 @@ def _sizes(heads: int, width: int, shape: Shape) -> list[int]:
     return [heads, shape["nope"], width - shape["nope"], shape["v_dim"], shape["rank"]]
 
 
-def _pages(pages: Tensor, sizes: list[int]) -> tuple[int, int]:
-    return rows_address(pages, BF16, PAGE, sizes[4] + sizes[2], name="pages")
+def _pages(native: Native, pages: Tensor, sizes: list[int]) -> tuple[int, int]:
+    return native.rows_address(pages, BF16, PAGE, sizes[4] + sizes[2], name="pages")

@@ -135,8 +135,8 @@ def _per_head(kv_b: Weight, heads: int, nope: int, v_dim: int) -> Tensor:
 def decode_rows(
     q: Tensor,
     pages: Tensor,
-    tables: Sequence[Tensor],
-    lengths: Sequence[int],
+    tables: Sequence[Tensor] | Tensor,
+    lengths: Tensor,
     kv_b: Weight,
     *,
     nope: int,
@@ -146,13 +146,14 @@ def decode_rows(
 ) -> Tensor:
     """One token of each of n sequences, absorbed: q [n, H, nope + rope] -> [n, H, v] fp32.
 
-    Row i sees the first lengths[i] tokens, its own included, of the pages in tables[i].
+    Row i sees the first lengths[i] tokens, its own included, of the pages in tables[i]. lengths [n] int64; tables: one
+    per row, or as one tensor [n, most pages].
     """
     absorbed = absorb_query(q[..., :nope], kv_b, v_dim)
     queries = torch.cat([absorbed, q[..., nope:].float()], dim=-1)
     sums = [
         decode(query, pages, table, length, rank=rank, scale=scale)
-        for query, table, length in zip(queries, tables, lengths, strict=True)
+        for query, table, length in zip(queries, tables, lengths.tolist(), strict=True)
     ]
     return expand_value(torch.stack(sums), kv_b, v_dim)
 

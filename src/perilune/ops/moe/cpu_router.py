@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from perilune.ops.native import BF16, Native, address
+from perilune.ops.native import BF16, Native
 
 
 def route(
@@ -24,19 +24,19 @@ def route(
 
     Of equal experts the first is taken. Raises KernelInputError, and ValueError for groups that do not divide E.
     """
-    x = x.contiguous()
+    x = native.dense(x)
     tokens, dim = x.shape
     experts = router.shape[0]
     wide = router.dtype == torch.float32
-    ids = torch.empty(tokens, top_k, dtype=torch.int64)
-    weights = torch.empty(tokens, top_k, dtype=torch.float32)
+    ids = native.empty(tokens, top_k, dtype=torch.int64)
+    weights = native.empty(tokens, top_k, dtype=torch.float32)
     native.kernels.route(
-        address(x, BF16, tokens, dim, name="x"),
+        native.address(x, BF16, tokens, dim, name="x"),
         tokens,
         dim,
-        address(router, torch.float32 if wide else BF16, experts, dim, name="router"),
+        native.address(router, torch.float32 if wide else BF16, experts, dim, name="router"),
         wide,
-        address(bias, torch.float32, experts, name="router bias"),
+        native.address(bias, torch.float32, experts, name="router bias"),
         [experts, groups, top_groups, top_k],
         renormalise,
         scaling,

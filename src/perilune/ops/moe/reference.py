@@ -53,11 +53,19 @@ def swiglu(x: Tensor, gate: Weight, up: Weight, down: Weight) -> Tensor:
     return linear(pointwise(F.silu, linear(x, gate)) * linear(x, up), down)
 
 
-def experts(x: Tensor, ids: Tensor, weights: Tensor, gate: Weight, up: Weight, down: Weight) -> Tensor:
-    """x [T, D], ids and weights [T, k], stacked weights [E, ...] -> fp32 [T, D]. The id -1 is no expert's.
+def experts(
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    gate: Weight,
+    up: Weight,
+    down: Weight,
+    plus: Tensor | None = None,
+) -> Tensor:
+    """x [T, D], ids and weights [T, k], stacked weights [E, ...] -> [T, D] in x's dtype. The id -1 is no expert's.
 
-    Each expert in use is visited once, in ascending order: a token's sum is then taken in the same order whatever
-    else is in the batch.
+    Sums are taken in fp32; `plus` [T, D] joins last. Each expert in use is visited once, in ascending order: a token's
+    sum is then taken in the same order whatever else is in the batch.
     """
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     flat = ids.flatten()
@@ -71,4 +79,4 @@ def experts(x: Tensor, ids: Tensor, weights: Tensor, gate: Weight, up: Weight, d
         rows = picked // ids.shape[1]
         y = swiglu(x[rows], gate.expert(expert), up.expert(expert), down.expert(expert))
         out.index_add_(0, rows, y.float() * weights.flatten()[picked, None])
-    return out
+    return (out if plus is None else out + plus.float()).to(x.dtype)

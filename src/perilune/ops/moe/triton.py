@@ -57,15 +57,24 @@ def swiglu(gpu: Gpu, x: Tensor, gate: Weight, up: Weight, down: Weight) -> Tenso
     return linear(gpu, hidden, down)
 
 
-def experts(gpu: Gpu, x: Tensor, ids: Tensor, weights: Tensor, gate: Weight, up: Weight, down: Weight) -> Tensor:
-    """As the reference: x [T, D], ids and weights [T, k], stacks [E, ...] -> fp32 [T, D].
+def experts(
+    gpu: Gpu,
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    gate: Weight,
+    up: Weight,
+    down: Weight,
+    plus: Tensor | None = None,
+) -> Tensor:
+    """As the reference: x [T, D], ids and weights [T, k], stacks [E, ...] -> [T, D] bf16.
 
     An id of -1 is another rank's expert and adds nothing; one of E or more is the caller's bug and not looked for.
     """
     x, (tokens, top_k), (count, width, hidden) = rows(x), ids.shape, gate.shape
     out = torch.empty(tokens, hidden, dtype=torch.float32, device=x.device)
     if not tokens:
-        return out
+        return out.to(x.dtype)
     # an expert's share of the pairs decides: its rows are what a weight is read for
     size = "few" if tokens * top_k <= FEW * count else "many"
     w = stored(down)
@@ -87,7 +96,7 @@ def experts(gpu: Gpu, x: Tensor, ids: Tensor, weights: Tensor, gate: Weight, up:
     )
     tile = gpu.tile("combine")
     gpu.launch(kernels.combine, (tokens, -(-hidden // tile.blocks["BLOCK"])), parts, ids, out, hidden, top_k, tile=tile)
-    return out
+    return (out if plus is None else out + plus.float()).to(x.dtype)
 
 
 Groups = tuple[Tensor, Tensor, Tensor, Tensor]

@@ -24,3 +24,9 @@ def rms_norm(gpu: Gpu, x: Tensor, weight: Tensor, eps: float) -> Tensor:
             DIM=triton.next_power_of_2(dim),
         )
     return out
+
+
+def add_norm(gpu: Gpu, x: Tensor, part: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """As the reference."""
+    total = x + part
+    return total, rms_norm(gpu, total, weight, eps)
