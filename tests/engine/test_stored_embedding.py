@@ -35,7 +35,9 @@ def answer(core: EngineCore, name: str, tokens: tuple[int, ...]) -> list[TokenEv
 def one_file(golden: Path, folder: Path, *, tied: bool = False) -> Path:
     """A golden model whose weights lie in one file, without its head if that is the embedding."""
     folder.mkdir()
-    tensors = {k: v for shard in (golden / "kimi_linear").glob("*.safetensors") for k, v in load_file(shard).items()}
+    tensors = {
+        k: v for shard in (golden / "kimi_linear").glob("model*.safetensors") for k, v in load_file(shard).items()
+    }
     config = json.loads((golden / "kimi_linear" / "config.json").read_text())
     if tied:
         tensors.pop("lm_head.weight")
