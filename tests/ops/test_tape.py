@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,13 +14,13 @@ from torch import Tensor
 from perilune.ops.kda import cpu as kda_cpu
 from perilune.ops.kda.reference import Parameters, Projections
 from perilune.ops.linear import cpu as linear_cpu
-from perilune.ops.linear.formats import tile
+from perilune.ops.linear.formats import Weight, tile
 from perilune.ops.mla import cpu as mla_cpu
 from perilune.ops.moe import cpu as moe_cpu
 from perilune.ops.moe import cpu_router
 from perilune.ops.native import KernelInputError, Native
 from perilune.ops.norm import cpu as norm_cpu
-from perilune.ops.tape import Results
+from perilune.ops.tape import Results, Tape
 
 VARIANTS = variants()
 each_variant = pytest.mark.parametrize("native", VARIANTS, ids=lambda native: native.name)
@@ -56,17 +57,22 @@ def test_a_feed_forward_run_again_has_the_bits_of_a_fresh_one(native: Native, na
             assert torch.equal(out, step(fresh, part))
 
 
-def attention(native: Native, rows: int) -> tuple[list[Tensor], object]:
+def attention(native: Native, rows: int) -> tuple[list[Tensor], Callable[[], Tensor]]:
     """Inputs of the two kinds of attention over six slots and pages, and a step over them."""
     heads, dim, nope, rope, rank = 2, 32, 16, 8, 32
     w = Parameters(random(3 * heads * dim, 4, seed=1), random(heads, seed=2).float(),
                    random(heads, dim, seed=3).float(), random(dim, seed=4), 1e-5)  # fmt: skip
-    x = Projections(random(rows, 3 * heads * dim, seed=5), random(rows, heads, dim, seed=6), random(rows, heads, seed=7),
-                    random(rows, heads, dim, seed=8))  # fmt: skip
+    x = Projections(random(rows, 3 * heads * dim, seed=5), random(rows, heads, dim, seed=6),
+                    random(rows, heads, seed=7), random(rows, heads, dim, seed=8))  # fmt: skip
     state, conv = random(6, heads, dim, dim, seed=9).float(), random(6, 3, heads, dim, 3, seed=10)
-    pages, kv_b, norm = random(6, 64, rank + rope, seed=11), weight("bf16", heads * 48, rank, seed=12), random(32, seed=13)
+    pages, kv_b, norm = (
+        random(6, 64, rank + rope, seed=11),
+        weight("bf16", heads * 48, rank, seed=12),
+        random(32, seed=13),
+    )
     given, kv = random(rows, heads, nope + rope, seed=14), random(rows, rank + rope, seed=15)
     slots, page_ids, lengths = torch.arange(rows), torch.arange(rows), torch.full((rows,), 100)
+    last = random(heads * dim, seed=16)
     tables = torch.stack([torch.arange(6).roll(-row) for row in range(rows)])
     offsets, order = torch.full((rows,), 3), torch.arange(rows)
 
@@ -74,7 +80,7 @@ def attention(native: Native, rows: int) -> tuple[list[Tensor], object]:
         o = kda_cpu.decode(native, x, order, slots, w, state, conv)
         q = mla_cpu.store(native, given, kv, norm, 1e-5, None, pages, page_ids, offsets)
         a = mla_cpu.decode_rows(native, q, pages, tables, lengths, kv_b, nope=nope, v_dim=32, rank=rank, scale=0.1)
-        return norm_cpu.add_norm(native, o.flatten(1), a.flatten(1), random(heads * dim, seed=16), 1e-5)[1]
+        return norm_cpu.add_norm(native, o.flatten(1), a.flatten(1), last, 1e-5)[1]
 
     return [slots, page_ids, offsets, tables, lengths, state, conv, pages], step
 
@@ -83,9 +89,9 @@ def attention(native: Native, rows: int) -> tuple[list[Tensor], object]:
 @pytest.mark.parametrize("rows", [1, 3])
 def test_attention_run_again_reads_slots_pages_tables_and_lengths_afresh(native: Native, rows: int) -> None:
     memory, step = attention(native, rows)
-    out, tape = native.record(step, Results())  # type: ignore[arg-type]  # it is a step
+    out, tape = native.record(step, Results())
     twin, plain = attention(native, rows)
-    assert torch.equal(plain(), out)  # type: ignore[operator]
+    assert torch.equal(plain(), out)
     for change in (1, 2):
         for slots, page_ids, offsets, tables, lengths, *_ in (memory, twin):
             slots += 1
@@ -94,7 +100,7 @@ def test_attention_run_again_reads_slots_pages_tables_and_lengths_afresh(native:
             tables.copy_(tables.roll(1, dims=-1))
             lengths += 64 * change
         tape.run()
-        assert torch.equal(plain(), out)  # type: ignore[operator]
+        assert torch.equal(plain(), out)
     for ours, expected in zip(memory, twin, strict=True):
         assert torch.equal(ours, expected)
 
@@ -107,9 +113,11 @@ def test_attention_run_again_reads_slots_pages_tables_and_lengths_afresh(native:
         (2, 64, "offset 64"), (3, 6, "page 6"), (3, -1, "page -1"), (4, 0, "no tokens"), (4, 385, "more tokens"),
     ],
 )  # fmt: skip
-def test_an_index_that_has_gone_wrong_is_refused_at_every_run(native: Native, which: int, value: int, error: str) -> None:
+def test_an_index_that_has_gone_wrong_is_refused_at_every_run(
+    native: Native, which: int, value: int, error: str
+) -> None:
     memory, step = attention(native, 2)
-    out, tape = native.record(step, Results())  # type: ignore[arg-type]
+    out, tape = native.record(step, Results())
     place = memory[which].view(-1)
     right, place[0] = int(place[0]), value
     for _ in range(2):
@@ -132,11 +140,11 @@ def test_an_expert_there_is_not_is_refused_at_every_run(native: Native) -> None:
 
 @once
 def test_what_a_tape_points_to_outlives_everyone_else(native: Native) -> None:
-    given, heavy = random(1, 256, seed=1), weight("int4-32", 256, 256, seed=2)
-    expected = linear_cpu.linear(native, given, heavy)
-    alive = [weakref.ref(heavy), weakref.ref(given)]
-    out, tape = native.record(lambda: linear_cpu.linear(native, given, heavy), Results())
-    del given, heavy
+    def product(x: Tensor, w: Weight) -> tuple[Tensor, Tape, Tensor, list[weakref.ref[object]]]:
+        out, tape = native.record(lambda: linear_cpu.linear(native, x, w), Results())
+        return out, tape, out.clone(), [weakref.ref(x), weakref.ref(w)]
+
+    out, tape, expected, alive = product(random(1, 256, seed=1), weight("int4-32", 256, 256, seed=2))
     gc.collect()
     assert all(each() is not None for each in alive)
     out.zero_()
