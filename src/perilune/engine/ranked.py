@@ -53,7 +53,16 @@ def load_rank(
     """What one rank computes with."""
     share = Share(config.tp, group.rank, config.ep) if isinstance(group, RankGroup) else WHOLE
     return Runner(
-        checkpoint, plan.dtype, plan.cache, config.kernels, plan.weight_bits, share, group, device, config.gpu_seconds
+        checkpoint,
+        plan.dtype,
+        plan.cache,
+        config.kernels,
+        plan.weight_bits,
+        share,
+        group,
+        device,
+        config.gpu_seconds,
+        config.hold_embedding,
     )
 
 
