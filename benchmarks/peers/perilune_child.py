@@ -22,7 +22,8 @@ class Perilune:
         self, model: str, threads: int, context: int, sequences: int, chunk: int, profile: bool, **more: Any
     ) -> None:
         sizes = {"max_context": context, "max_running": sequences, "prefill_chunk": chunk, "threads": threads}
-        config = EngineConfig(model, dtype="bfloat16", **sizes, **more)
+        # clocks around ops see nothing of a recorded step
+        config = EngineConfig(model, dtype="bfloat16", eager=profile, **sizes, **more)
         self._core = EngineCore(config, Path(model))
         self._context, self._vocab = context, self._core.spec.vocab
         self._requests = 0

@@ -56,7 +56,7 @@ def serve(
         str, typer.Option(help="cpu, cuda (AMD's GPUs too), cuda:1 for the second, or auto: a GPU if torch has one.")
     ] = "cpu",
     eager: Annotated[
-        bool, typer.Option("--eager", help="On a GPU: record no decode steps; names the kernel that hangs.")
+        bool, typer.Option("--eager", help="Record no decode steps; on a GPU, names the kernel that hangs.")
     ] = False,
     gpu_seconds: Annotated[int, typer.Option(min=1, help="On a GPU: how long it may leave a step unanswered.")] = 60,
     threads: Annotated[int | None, typer.Option(help="Compute threads; one per physical core unless given.")] = None,

@@ -36,8 +36,8 @@ class EngineConfig:
     which a CPU can only interpret (TRITON_INTERPRET=1: for tests). `weight_bits` "8" rounds dense matrices to int8
     while they are loaded, but those of experts; "auto" is "16", as the checkpoint has them. `hold_embedding`: also on a
     CPU the embedding is in memory, whose rows are else read from its file as tokens need them: for a slow disk.
-    `device` is cpu, cuda (or cuda:N), or auto: a GPU if torch has one. On a GPU, `eager` records no decode steps to be
-    replayed, and an engine whose GPU does not answer for `gpu_seconds` ends.
+    `device` is cpu, cuda (or cuda:N), or auto: a GPU if torch has one. `eager` records no decode steps to be replayed.
+    An engine whose GPU does not answer for `gpu_seconds` ends.
     `tp` ranks share the model, each a process with `threads` of its own and a cache of `cache_bytes`; with `ep` each
     holds whole experts. A rank that keeps the others waiting for `rank_seconds` ends the engine.
     `pd`: how it hands over caches to other engines and takes theirs; None: not at all.
