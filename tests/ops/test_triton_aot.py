@@ -42,7 +42,7 @@ def measured(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def check(rows: list[dict[str, Any]]) -> None:
     assert [(identity(row), row["problems"]) for row in rows if row["problems"]] == []
-    assert {row["kernel"].split(".")[0] for row in rows} == {"linear", "norm", "moe", "kda", "mla", "sample"}
+    assert {row["kernel"].split(".")[0] for row in rows} == {"linear", "norm", "moe", "kda", "mla", "sample", "gpu"}
     report = json.loads(REPORT.read_text())
     if report["triton"] == triton.__version__:
         known = {(identity(row), measured(row)) for row in report["kernels"]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ from perilune.models.share import WHOLE, Share, narrow
 from perilune.models.spec import KdaSpec, ModelSpec
 from perilune.nn.batch import CPU, Batch, Piece
 from perilune.nn.decoder import Decoder
-from perilune.nn.group import ALONE, Group
+from perilune.nn.group import ALONE, Group, Heard
 from perilune.nn.weights import ModelWeights
 from perilune.ops.select import Needs, choose
 
@@ -57,24 +56,27 @@ class Runner:
         self.weight_bytes = sum(weight.nbytes for weight in loaded.values())
         self.selection = choose(_needs(spec, weights, dtype, device), kernels)
         ops = self.selection.ops
-        self._decoder = Decoder(spec, weights.prepared(ops.prepare), ops, group)
         self._recorded: DecodeSteps | None = None
         self.guard: Guard | None = None
         self._watch: Watch | None = None
         self._binaries: Path | None = None
         if self.selection.gpu is not None:
             self._supervise(self.selection.gpu, gpu_seconds)
+        if self._watch is not None and group is not ALONE:
+            group = Heard(group, self._watch.note)
+        self._decoder = Decoder(spec, weights.prepared(ops.prepare), ops, group)
 
     def _supervise(self, gpu: Gpu, seconds: float) -> None:
         """Count the kernels and, on a GPU, watch them."""
         from perilune.ops.gpu.cache import compile_cache
         from perilune.ops.gpu.guard import Guard
+        from perilune.ops.gpu.trail import Trail
         from perilune.ops.gpu.watch import Watch
 
         self.guard = Guard.on(gpu)
         if self.device.type == "cuda":
             self._binaries = compile_cache()
-            self._watch = Watch(seconds, torch.cuda.Event)
+            self._watch = Watch(seconds, torch.cuda.Event, Trail.on(gpu, self.device))
             gpu.listeners.append(self._watch)
 
     @property
@@ -120,8 +122,10 @@ class Runner:
         def run(batch: Batch) -> Tensor:
             return self._decoder(batch, self.arenas)
 
-        with self._watch.recording() if self._watch else nullcontext():
-            self._recorded = DecodeSteps(run, sizes, context, self.device, capture)
+        if self._watch is not None:
+            capture = self._watch.follows(capture)
+        self._recorded = DecodeSteps(run, sizes, context, self.device, capture)
+        self.wait("the warm-up")
 
     def settle(self, eager: bool = False) -> None:
         """The warm-up is over: a kernel that is not ready now is late, and with `eager` each is still watched."""
