@@ -17,14 +17,13 @@ from perilune.engine.config import EngineConfig, plan_engine
 from perilune.engine.device import open_device
 from perilune.engine.door import FrontDoor
 from perilune.engine.grammars import GrammarQueue
-from perilune.engine.graphs import Capture, GraphCapture, decode_sizes
+from perilune.engine.graphs import Capture, capture_on, decode_sizes
 from perilune.engine.handover import Elsewhere, FirstToken, Handover, Here
 from perilune.engine.limits import Limits
 from perilune.engine.messages import Submit, TokenEvent, WireError
 from perilune.engine.ranked import open_runner
 from perilune.engine.request import Borrow, FinishReason, Lend, TokenLogprobs
 from perilune.engine.room import check_room
-from perilune.engine.runner import Runner
 from perilune.engine.sampler import Constraint, Sampler, sample_rows
 from perilune.engine.scheduler import Scheduler, Sequence, Step, Work
 from perilune.engine.scores import PromptScores
@@ -104,8 +103,7 @@ class EngineCore:
             self._status = RouterStatus(self.handover, self.scheduler, self._computing, probed, self.limits.context)
             self.because += self._door.because
         if device.type == "cuda":
-            recorded = not config.eager and config.tp == 1  # what ranks exchange is not recorded
-            self.warm_up(GraphCapture(device) if recorded else None)
+            self.warm_up(None if config.eager else capture_on(device))
 
     def warm_up(self, capture: Capture | None = None) -> None:
         """Rehearse every kind of step, so that no request waits for a kernel; then record decode steps with `capture`.
@@ -114,7 +112,7 @@ class EngineCore:
         """
         slots, context = self.plan.cache.slots, self.limits.context
         self.because += (warm_up(self.runner, self.spec.vocab, slots, self.config.prefill_chunk, context),)
-        if capture is not None and isinstance(self.runner, Runner):
+        if capture is not None:
             sizes = decode_sizes(slots)
             self.runner.record(sizes, context, capture)
             self.because += (f"decode steps recorded for {', '.join(map(str, sizes))} sequences",)

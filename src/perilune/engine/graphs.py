@@ -36,14 +36,21 @@ def again(step: Step) -> Step:
 
 
 class GraphCapture:
-    """Records CUDA or HIP graphs on `device`, which share memory for what lies between their first and last op."""
+    """Records CUDA or HIP graphs on `device`, which share memory for what lies between their first and last op.
+
+    Exchanges between ranks are recorded like kernels. Other threads go on meanwhile: NCCL's asks for its events, tiers
+    pin memory.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._pool = device, torch.cuda.graph_pool_handle()
 
     def __call__(self, step: Step) -> Step:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool):
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+        ):
             out = step()
 
         def replay() -> Tensor:
@@ -51,6 +58,11 @@ class GraphCapture:
             return out
 
         return replay
+
+
+def capture_on(device: torch.device) -> Capture:
+    """What records steps on `device`."""
+    return GraphCapture(device) if device.type == "cuda" else again
 
 
 class DecodeSteps:
