@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from reference_data import MAX_DIFFERENCE, MEAN_DIFFERENCE, Golden
 from tier_asks import ask, text
+from torch import Tensor
 
 from perilune import LLM, SamplingParams
 from perilune.engine.config import EngineConfig, plan_engine
@@ -19,6 +20,7 @@ from perilune.engine.request import TokenLogprobs
 from perilune.errors import ConfigError
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.share import Share
+from perilune.nn.batch import Piece
 
 SHARES = [
     ("kimi_linear", 2, False),
@@ -146,10 +148,13 @@ def test_recorded_steps_have_the_bits_of_those_that_are_not(golden: Path, monkey
         eager = run(core, prompts)
         core.runner.record(range(1, len(LENGTHS) + 1), 192, again)
         core.runner.settle()
-        replayed, replay = list[int](), DecodeSteps.run
-        monkeypatch.setattr(
-            DecodeSteps, "run", lambda own, pieces: (replayed.append(len(pieces)), replay(own, pieces))[1]
-        )
+        replay, replayed = DecodeSteps.run, list[int]()
+
+        def counted(steps: DecodeSteps, pieces: Sequence[Piece]) -> Tensor:
+            replayed.append(len(pieces))
+            return replay(steps, pieces)
+
+        monkeypatch.setattr(DecodeSteps, "run", counted)
         assert run(core, prompts) == eager
         assert len(replayed) >= SAMPLED.max_tokens - 1
 
