@@ -36,7 +36,8 @@ class EngineConfig:
     which a CPU can only interpret (TRITON_INTERPRET=1: for tests). `weight_bits` "8" rounds dense matrices to int8
     while they are loaded, but those of experts; "auto" is "16", as the checkpoint has them.
     `device` is cpu, cuda (or cuda:N), or auto: a GPU if torch has one. On a GPU, `eager` records no decode steps to be
-    replayed, and an engine whose GPU does not answer for `gpu_seconds` ends.
+    replayed, and an engine whose GPU does not answer for `gpu_seconds` ends, or whose compiler takes longer than
+    `compile_seconds` for a kernel.
     `tp` ranks share the model, each a process with `threads` of its own and a cache of `cache_bytes`; with `ep` each
     holds whole experts. A rank that keeps the others waiting for `rank_seconds` ends the engine.
     `pd`: how it hands over caches to other engines and takes theirs; None: not at all.
@@ -65,6 +66,7 @@ class EngineConfig:
     rank_seconds: int = 120
     eager: bool = False
     gpu_seconds: int = 60
+    compile_seconds: int = 300
     pd: RoleConfig | None = None
 
     def __post_init__(self) -> None:
@@ -95,6 +97,7 @@ class EngineConfig:
             "tp",
             "rank_seconds",
             "gpu_seconds",
+            "compile_seconds",
         ):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):

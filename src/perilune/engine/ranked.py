@@ -65,9 +65,8 @@ def load_rank(
 ) -> Runner:
     """What one rank computes with."""
     share = Share(config.tp, group.rank, config.ep) if isinstance(group, RankGroup) else WHOLE
-    return Runner(
-        checkpoint, plan.dtype, plan.cache, config.kernels, plan.weight_bits, share, group, device, config.gpu_seconds
-    )
+    patience = (config.gpu_seconds, config.compile_seconds)
+    return Runner(checkpoint, plan.dtype, plan.cache, config.kernels, plan.weight_bits, share, group, device, patience)
 
 
 class RankedRunner:

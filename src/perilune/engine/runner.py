@@ -25,6 +25,7 @@ from perilune.nn.weights import ModelWeights
 from perilune.ops.select import Needs, choose
 
 if TYPE_CHECKING:
+    from perilune.ops.gpu.compiler import Compiler
     from perilune.ops.gpu.guard import Guard
     from perilune.ops.gpu.launch import Gpu
     from perilune.ops.gpu.watch import Watch
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 class Runner:
     """Owns every tensor of the engine, or of one of its ranks: `share` says which part, `group` joins the parts.
 
-    The arenas come first: a cache that does not fit fails before a long load.
+    `patience`: seconds for a step of a GPU, and for compiling one kernel. The arenas come first: a cache that does not
+    fit fails before a long load.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Runner:
         share: Share = WHOLE,
         group: Group = ALONE,
         device: torch.device = CPU,
-        gpu_seconds: float = 60,
+        patience: tuple[float, float] = (60, 300),
     ) -> None:
         spec = narrow(checkpoint.spec, share)
         self.device = device
@@ -59,16 +61,18 @@ class Runner:
         self._recorded: DecodeSteps | None = None
         self.guard: Guard | None = None
         self._watch: Watch | None = None
+        self._compiler: Compiler | None = None
         self._binaries: Path | None = None
         if self.selection.gpu is not None:
-            self._supervise(self.selection.gpu, gpu_seconds)
+            self._supervise(self.selection.gpu, *patience)
         if self._watch is not None and group is not ALONE:
             group = Heard(group, self._watch.note)
         self._decoder = Decoder(spec, weights.prepared(ops.prepare), ops, group)
 
-    def _supervise(self, gpu: Gpu, seconds: float) -> None:
-        """Count the kernels and, on a GPU, watch them."""
+    def _supervise(self, gpu: Gpu, seconds: float, compile_seconds: float) -> None:
+        """Count the kernels and, on a GPU, watch them, and how they are compiled."""
         from perilune.ops.gpu.cache import compile_cache
+        from perilune.ops.gpu.compiler import Compiler
         from perilune.ops.gpu.guard import Guard
         from perilune.ops.gpu.trail import Trail
         from perilune.ops.gpu.watch import Watch
@@ -76,6 +80,7 @@ class Runner:
         self.guard = Guard.on(gpu)
         if self.device.type == "cuda":
             self._binaries = compile_cache()
+            self._compiler = Compiler.hearing(compile_seconds)
             self._watch = Watch(seconds, torch.cuda.Event, Trail.on(gpu, self.device))
             gpu.listeners.append(self._watch)
 
@@ -101,6 +106,8 @@ class Runner:
         """End what was started."""
         if self.guard is not None:
             self.guard.close()
+        if self._compiler is not None:
+            self._compiler.close()
 
     def clear(self, slot: int) -> None:
         """Forget what the slot's last owner left."""
@@ -131,6 +138,8 @@ class Runner:
         """The warm-up is over: a kernel that is not ready now is late, and with `eager` each is still watched."""
         if self.guard is not None:
             self.guard.settle()
+        if self._compiler is not None:
+            self._compiler.rest()
         if self._watch is not None:
             self._watch.each = eager
 
