@@ -198,6 +198,7 @@ def drawn(
     weight_bits: int = 16,
     share: Share = WHOLE,
     device: torch.device | None = None,
+    leave_embedding: bool = False,  # which cannot be: there is no file
 ) -> dict[str, Tensor | Weight]:
     """In place of `load_weights`: the same tensors with random values, made on `device`."""
     held = checkpoint.held(str(dtype).removeprefix("torch."), weight_bits, share)

@@ -39,27 +39,26 @@ class Floors:
     geometry: CacheGeometry
     always: int
     experts: int
-    embedding: int
     machine: Ceilings
     chunk: int
 
     @staticmethod
     def of(checkpoint: Checkpoint, machine: Ceilings, chunk: int) -> Floors:
-        held = checkpoint.held("bfloat16")
+        held = checkpoint.held("bfloat16", leave_embedding=True)
         experts = sum(entry.nbytes for entry in held if entry.stacked)
-        embedding = next(entry.nbytes for entry in held if entry.name == "embed")
-        always = sum(entry.nbytes for entry in held) - experts - embedding
+        always = sum(entry.nbytes for entry in held) - experts
         spec = checkpoint.spec
         geometry = CacheGeometry.of(spec, "bfloat16")
-        return Floors(spec, count_parameters(spec), geometry, always, experts, embedding, machine, chunk)
+        return Floors(spec, count_parameters(spec), geometry, always, experts, machine, chunk)
 
     def limit(self, row: Workload) -> float:
         """The best value of `row`, in its unit."""
         return row.value(self._decode(row) if row.kind == "decode" else self._prefill(row))
 
     def memory(self, tokens: int) -> int:
-        """Bytes that must be resident to serve one sequence of `tokens` tokens: weights, state, latents."""
-        return self.always + self.experts + self.embedding + self.geometry.sequence_bytes(tokens)
+        """Bytes that must be resident to serve one sequence of `tokens` tokens: weights but the embedding, of which a
+        few rows are looked up, state, latents."""
+        return self.always + self.experts + self.geometry.sequence_bytes(tokens)
 
     def _prefill(self, row: Workload) -> float:
         """Weights are read once per chunk, and a token of the prompt sees on average half of it and all before it."""

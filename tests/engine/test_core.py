@@ -59,7 +59,7 @@ def test_a_sampler_that_fails_spares_the_rest_of_its_step(core: EngineCore, monk
     def fail(*_: object) -> None:
         raise ArithmeticError("no token")
 
-    monkeypatch.setattr(core._active["bad"].sampler, "shape", fail)
+    monkeypatch.setattr(core._answers["bad"].sampler, "shape", fail)
     events = drain(core)
     assert [event.finish_reason for event in events["good"]] == ["length"]
     [event] = events["bad"]

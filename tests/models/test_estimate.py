@@ -22,12 +22,15 @@ def gigabytes(config: dict[str, Any], dtype: str = "bfloat16") -> float:
     return estimated_weight_bytes(config, read_spec(config), dtype) / 1e9
 
 
+@pytest.mark.parametrize("leave", [False, True])
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_the_config_of_a_golden_model_predicts_what_its_files_need(golden: Path, dtype: str, bits: int) -> None:
+def test_the_config_of_a_golden_model_predicts_what_its_files_need(
+    golden: Path, dtype: str, bits: int, leave: bool
+) -> None:
     files = read_config(golden / "config.json")
-    predicted = estimated_weight_bytes(files.config, files.spec, dtype, bits)
-    assert predicted == Checkpoint.open(golden).weight_bytes(dtype, bits)
+    predicted = estimated_weight_bytes(files.config, files.spec, dtype, bits, leave_embedding=leave)
+    assert predicted == Checkpoint.open(golden).weight_bytes(dtype, bits, leave_embedding=leave)
 
 
 @pytest.mark.parametrize(

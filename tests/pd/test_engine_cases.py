@@ -491,13 +491,13 @@ def test_case_41_a_state_after_one_token_less_shows(engines: Engines, monkeypatc
 
 def test_case_41_a_first_token_that_runs_twice_shows(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     d, prompt = engines.cores["d"], prompt_of(150, 200)
-    resume = d._resume
+    resume = d._lending._resume
 
-    def twice(active: Any, first: FirstToken) -> TokenEvent:
-        active.sequence.outputs.append(first.token.token_id)
-        return resume(active, first)
+    def twice(answer: Any, first: FirstToken) -> TokenEvent:
+        answer.sequence.outputs.append(first.token.token_id)
+        return resume(answer, first)
 
-    monkeypatch.setattr(d, "_resume", twice)
+    monkeypatch.setattr(d._lending, "_resume", twice)
     split = engines.split("split", prompt, GREEDY)
     assert split.tokens != together(engines, prompt)
 

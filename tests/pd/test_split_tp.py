@@ -67,13 +67,13 @@ def test_case_12_degrees_may_differ_between_real_engines(
     )  # fmt: skip
     p, d = engines.cores["p"], engines.cores["d"]
     arrived: dict[str, torch.Tensor] = {}
-    resume = d._resume
+    resume = d._lending._resume
 
-    def look(active: Any, first: FirstToken) -> TokenEvent:
-        arrived.update(whole_state(d, d.cache.slot(active.sequence.id)))
-        return resume(active, first)
+    def look(answer: Any, first: FirstToken) -> TokenEvent:
+        arrived.update(whole_state(d, d.cache.slot(answer.sequence.id)))
+        return resume(answer, first)
 
-    monkeypatch.setattr(d, "_resume", look)
+    monkeypatch.setattr(d._lending, "_resume", look)
     for length, early in ((1, False), (65, False), (200, True)):
         prompt, name = prompt_of(length, p.spec.vocab), f"{length}"
         ticket = engines.ticket(name, prompt, GREEDY, early=early)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -48,15 +49,35 @@ def test_the_defaults_are_the_engines(golden: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_are_counted_from_the_tensors_when_they_are_here(golden: Path, name: str) -> None:
-    plan = planned(golden / name)
-    assert plan.weights_bytes == Checkpoint.open(golden / name).weight_bytes(plan.dtype)
+    plan, checkpoint = planned(golden / name), Checkpoint.open(golden / name)
+    assert plan.weights_bytes == checkpoint.weight_bytes(plan.dtype, leave_embedding=True)
     assert "tensors" in plan.because["weights_bytes"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_embedding_that_stays_in_its_file_is_named_and_not_counted(golden: Path, name: str) -> None:
+    plan, held = planned(golden / name), planned(golden / name, hold_embedding=True)
+    table = plan.file_bytes
+    assert table == held.weights_bytes - plan.weights_bytes == held.total_bytes - plan.total_bytes > 0
+    assert "file" in plan.because["file_bytes"]
+    assert (held.file_bytes, held.roofline) == (0, plan.roofline)
+    assert planned(golden / name / "config.json").file_bytes == table
+
+
+def test_a_gpu_and_a_head_that_is_the_embedding_hold_it(golden: Path, tmp_path: Path) -> None:
+    gpu = plan_folder(golden / "kimi_linear", Machine(64 * GIB, "test", gpu=True))
+    assert gpu.weights_bytes == Checkpoint.open(golden / "kimi_linear").weight_bytes(gpu.dtype)
+    config = json.loads((golden / "kimi_linear" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    tied = planned(tmp_path / "config.json")
+    assert (gpu.file_bytes, tied.file_bytes) == (0, 0)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_in_8_bits_are_counted_as_the_loader_holds_them(golden: Path, name: str) -> None:
     plan, rounded = planned(golden / name), planned(golden / name, weight_bits="8")
-    assert rounded.weights_bytes == Checkpoint.open(golden / name).weight_bytes(plan.dtype, 8) < plan.weights_bytes
+    checkpoint = Checkpoint.open(golden / name)
+    assert rounded.weights_bytes == checkpoint.weight_bytes(plan.dtype, 8, leave_embedding=True) < plan.weights_bytes
     assert INT8_COST in rounded.because["weights_bytes"]
     assert rounded.roofline.weight_bytes_per_step < plan.roofline.weight_bytes_per_step
     with pytest.raises(ConfigError, match="weight_bits '4'"):
@@ -92,9 +113,14 @@ def test_a_folder_without_config_is_a_typed_error(tmp_path: Path) -> None:
 
 
 def test_full_size_weights_are_those_of_the_facts(configs: Path) -> None:
-    assert planned(configs / "kimi-linear-48b").weights_bytes == pytest.approx(91.50 * GIB, rel=1e-3)
-    assert planned(configs / "kimi-k2.5").weights_bytes == pytest.approx(594e9, rel=5e-3)
-    assert planned(configs / "glm-4.7-flash").weights_bytes == pytest.approx(59.9e9, rel=1e-3)
+    for name, size, rel in (
+        ("kimi-linear-48b", 91.50 * GIB, 1e-3),
+        ("kimi-k2.5", 594e9, 5e-3),
+        ("glm-4.7-flash", 59.9e9, 1e-3),
+    ):
+        plan = planned(configs / name)
+        assert plan.weights_bytes + plan.file_bytes == pytest.approx(size, rel=rel)
+    assert planned(configs / "kimi-linear-48b").file_bytes == 163_840 * 2304 * 2
 
 
 @pytest.mark.parametrize(("name", "tp", "ep"), [("kimi_linear", 2, False), ("deepseek_v3", 4, True)])
@@ -102,7 +128,9 @@ def test_a_rank_is_planned_as_the_engine_allocates_it(golden: Path, name: str, t
     plan, whole = planned(golden / name, tp=tp, ep=ep), planned(golden / name)
     checkpoint = Checkpoint.open(golden / name)
     shares = [Share(tp, rank, ep) for rank in range(tp)]
-    assert plan.rank_weights_bytes == tuple(checkpoint.weight_bytes(plan.dtype, share=share) for share in shares)
+    held = [checkpoint.weight_bytes(plan.dtype, share=share, leave_embedding=True) for share in shares]
+    assert plan.rank_weights_bytes == tuple(held)
+    assert plan.file_bytes == checkpoint.embedding_bytes(shares[held.index(max(held))])
     assert plan.weights_bytes == max(plan.rank_weights_bytes) < whole.weights_bytes
     engine = plan_engine(EngineConfig(name, tp=tp, ep=ep), checkpoint.spec)
     assert plan.cache_bytes == engine.cache.total_bytes

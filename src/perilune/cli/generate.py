@@ -30,6 +30,9 @@ def generate(
     weight_bits: Annotated[
         str, typer.Option(help="8 rounds dense weights, but those of experts; auto is 16.")
     ] = "auto",
+    hold_embedding: Annotated[
+        bool, typer.Option("--hold-embedding", help="On a CPU: keep the embedding in memory too, for a slow disk.")
+    ] = False,
     tp: Annotated[int, typer.Option("--tp", "--tensor-parallel-size", min=1, help="Processes that share it.")] = 1,
     ep: Annotated[bool, typer.Option("--ep", help="With --tp: experts are shared whole.")] = False,
 ) -> None:
@@ -42,6 +45,7 @@ def generate(
         device=device,
         kernels=kernels,
         weight_bits=weight_bits,
+        hold_embedding=hold_embedding,
         tp=tp,
         ep=ep,
     )

@@ -30,6 +30,9 @@ def plan(
     weight_bits: Annotated[
         str, typer.Option(help="8 rounds dense weights, but those of experts; auto is 16.")
     ] = "auto",
+    hold_embedding: Annotated[
+        bool, typer.Option("--hold-embedding", help="On a CPU: keep the embedding in memory too, for a slow disk.")
+    ] = False,
     memory: Annotated[str | None, typer.Option(help="Memory to plan for, like 64GiB; else what is available.")] = None,
     bandwidth: Annotated[str | None, typer.Option(help="Memory bandwidth per second, like 80GB: adds rates.")] = None,
     compute: Annotated[float | None, typer.Option(min=1, help="FLOP per second, like 2e12: adds rates.")] = None,
@@ -109,6 +112,7 @@ def plan(
             concurrency=concurrency,
             dtype=dtype,
             weight_bits=weight_bits,
+            hold_embedding=hold_embedding,
             prefix_cache=prefix_cache,
             tp=tp,
             ep=ep,

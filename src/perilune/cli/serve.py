@@ -65,6 +65,9 @@ def serve(
     weight_bits: Annotated[
         str, typer.Option(help="8 rounds dense weights to int8, but those of experts; auto is 16.")
     ] = "auto",
+    hold_embedding: Annotated[
+        bool, typer.Option("--hold-embedding", help="On a CPU: keep the embedding in memory too, for a slow disk.")
+    ] = False,
     tool_call_parser: Annotated[str | None, typer.Option(help="kimi_k2, glm47, none; by default the model's.")] = None,
     reasoning_parser: Annotated[str | None, typer.Option(help="kimi_k2, glm45, none; by default the model's.")] = None,
     enable_auto_tool_choice: Annotated[bool, typer.Option(hidden=True)] = True,
@@ -163,6 +166,7 @@ def serve(
         compile_seconds=compile_seconds,
         kernels=kernels,
         weight_bits=weight_bits,
+        hold_embedding=hold_embedding,
         cache_host_bytes=None if cache_host_bytes is None else parse_bytes(cache_host_bytes),
         cache_dir=cache_dir,
         cache_disk_bytes=parse_bytes(cache_disk_bytes),

@@ -34,7 +34,8 @@ class EngineConfig:
     `threads=None` uses one per physical core.
     `kernels` is "auto", the fastest there is for each op, "reference", plain torch for all, or "triton", the GPU's,
     which a CPU can only interpret (TRITON_INTERPRET=1: for tests). `weight_bits` "8" rounds dense matrices to int8
-    while they are loaded, but those of experts; "auto" is "16", as the checkpoint has them.
+    while they are loaded, but those of experts; "auto" is "16", as the checkpoint has them. `hold_embedding`: also on a
+    CPU the embedding is in memory, whose rows are else read from its file as tokens need them: for a slow disk.
     `device` is cpu, cuda (or cuda:N), or auto: a GPU if torch has one. On a GPU, `eager` records no decode steps to be
     replayed, and an engine whose GPU does not answer for `gpu_seconds` ends, or whose compiler takes longer than
     `compile_seconds` for a kernel.
@@ -58,6 +59,7 @@ class EngineConfig:
     snapshot_interval: int = 8192
     kernels: str = "auto"
     weight_bits: str = "auto"
+    hold_embedding: bool = False
     cache_host_bytes: int | None = None
     cache_dir: str | None = None
     cache_disk_bytes: int = 16 * GIB
@@ -114,7 +116,7 @@ class EngineConfig:
                 raise ConfigError(
                     f"{name} keeps what the prefix cache has, and that is off.", "", "Leave out one of the two."
                 )
-        for name in ("prefix_cache", "ep", "eager"):
+        for name in ("prefix_cache", "ep", "eager", "hold_embedding"):
             if type(getattr(self, name)) is not bool:
                 raise ConfigError(f"{name} must be true or false, not {getattr(self, name)!r}.")
         if self.ep and self.tp == 1:

@@ -66,7 +66,18 @@ def load_rank(
     """What one rank computes with."""
     share = Share(config.tp, group.rank, config.ep) if isinstance(group, RankGroup) else WHOLE
     patience = (config.gpu_seconds, config.compile_seconds)
-    return Runner(checkpoint, plan.dtype, plan.cache, config.kernels, plan.weight_bits, share, group, device, patience)
+    return Runner(
+        checkpoint,
+        plan.dtype,
+        plan.cache,
+        config.kernels,
+        plan.weight_bits,
+        share,
+        group,
+        device,
+        patience,
+        config.hold_embedding,
+    )
 
 
 class RankedRunner:

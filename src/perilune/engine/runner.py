@@ -15,6 +15,8 @@ from perilune.cache.geometry import CacheGeometry
 from perilune.cache.tier import Kept
 from perilune.engine.graphs import Capture, DecodeSteps
 from perilune.models.checkpoint import Checkpoint
+from perilune.models.embedding import StoredEmbedding
+from perilune.models.holding import leaves_embedding
 from perilune.models.loader import load_weights
 from perilune.models.share import WHOLE, Share, narrow
 from perilune.models.spec import KdaSpec, ModelSpec
@@ -23,6 +25,7 @@ from perilune.nn.decoder import Decoder
 from perilune.nn.group import ALONE, Group, Heard
 from perilune.nn.weights import ModelWeights
 from perilune.ops.select import Needs, choose
+from perilune.units import format_bytes
 
 if TYPE_CHECKING:
     from perilune.ops.gpu.compiler import Compiler
@@ -49,12 +52,22 @@ class Runner:
         group: Group = ALONE,
         device: torch.device = CPU,
         patience: tuple[float, float] = (60, 300),
+        hold_embedding: bool = False,
     ) -> None:
         spec = narrow(checkpoint.spec, share)
         self.device = device
         self.arenas = CacheArenas(CacheGeometry.of(checkpoint.spec, dtype, share.tp), plan, device)
-        loaded = load_weights(checkpoint, getattr(torch, dtype), weight_bits=weight_bits, share=share, device=device)
+        leave = leaves_embedding(checkpoint.spec, hold=hold_embedding or device.type != "cpu")
+        loaded = load_weights(
+            checkpoint,
+            getattr(torch, dtype),
+            weight_bits=weight_bits,
+            share=share,
+            device=device,
+            leave_embedding=leave,
+        )
         weights = ModelWeights.assemble(spec, loaded, share)
+        self._left = weights.embed.stored_bytes if isinstance(weights.embed, StoredEmbedding) else 0
         self.weight_bytes = sum(weight.nbytes for weight in loaded.values())
         self.selection = choose(_needs(spec, weights, dtype, device), kernels)
         ops = self.selection.ops
@@ -88,7 +101,8 @@ class Runner:
     def because(self) -> tuple[str, ...]:
         """What was decided here, a line each."""
         where = () if self._binaries is None else (f"compiled kernels are kept in {self._binaries}",)
-        return (self.selection.because, *where)
+        left = f"embedding read from its file, row by row: {format_bytes(self._left)} not held; --hold-embedding does"
+        return (self.selection.because, *((left,) if self._left else ()), *where)
 
     @property
     def allocated_bytes(self) -> int:

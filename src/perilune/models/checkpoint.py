@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,11 +12,11 @@ from typing import Any
 from perilune.errors import CheckpointError, PeriluneError, UnsupportedError
 from perilune.models.config import int4_groups, quantisation, read_config, read_json
 from perilune.models.families import family_of
-from perilune.models.holding import Held, hold
+from perilune.models.holding import EMBEDDING, Held, hold
 from perilune.models.quantised import Form, find_form
 from perilune.models.safetensors_file import StoredTensor, read_header
 from perilune.models.share import WHOLE, Share, cut
-from perilune.models.spec import ModelSpec, TensorSpec, WeightFormat
+from perilune.models.spec import DTYPE_BYTES, ModelSpec, TensorSpec, WeightFormat
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -80,17 +81,36 @@ class Checkpoint:
                 "Use the config.json of these weights, or download the checkpoint again.",
             )
 
-    def held(self, dtype: str, weight_bits: int = 16, share: Share = WHOLE) -> list[Held]:
-        """What the loader will hold of `share` for a model run in `dtype`, experts stacked.
+    def held(
+        self, dtype: str, weight_bits: int = 16, share: Share = WHOLE, leave_embedding: bool = False
+    ) -> list[Held]:
+        """What the loader will hold of `share` for a model run in `dtype`, experts stacked; without the embedding if
+        its rows stay in their file.
 
         Raises as `check`, and ConfigError where a tensor cannot be cut.
         """
-        tensors = [tensor for tensor in self.tensors if share.holds(tensor)]
+        tensors = [
+            tensor
+            for tensor in self.tensors
+            if share.holds(tensor) and not (leave_embedding and tensor.name == EMBEDDING)
+        ]
         return hold(cut(self.form_of(tensor, dtype, weight_bits), share) for tensor in tensors)
 
-    def weight_bytes(self, dtype: str, weight_bits: int = 16, share: Share = WHOLE) -> int:
+    def weight_bytes(
+        self, dtype: str, weight_bits: int = 16, share: Share = WHOLE, leave_embedding: bool = False
+    ) -> int:
         """Bytes of a rank's weights once loaded for a model run in `dtype` ("float32", "bfloat16", ...), exactly."""
-        return sum(held.nbytes for held in self.held(dtype, weight_bits, share))
+        return sum(held.nbytes for held in self.held(dtype, weight_bits, share, leave_embedding))
+
+    def embedding(self, dtype: str, share: Share = WHOLE) -> Form:
+        """What `share` reads of the embedding, for a model run in `dtype`. Raises as `held`."""
+        table = next(tensor for tensor in self.tensors if tensor.name == EMBEDDING)
+        return cut(self.form_of(table, dtype), share)
+
+    def embedding_bytes(self, share: Share = WHOLE) -> int:
+        """Bytes that these rows take in their file."""
+        [part] = self.embedding(self.spec.dtype, share).parts.values()
+        return math.prod(part.shape) * DTYPE_BYTES[self.stored[part.stored].dtype]
 
     def _extra(self, owned: set[str]) -> list[str]:
         skips = family_of(self.spec).skips

@@ -17,6 +17,7 @@ from typing import Any
 from perilune.errors import CheckpointError, UnsupportedError
 from perilune.models.config import quantisation
 from perilune.models.families import family_of
+from perilune.models.holding import EMBEDDING
 from perilune.models.quantised import find_form
 from perilune.models.safetensors_file import StoredTensor
 from perilune.models.share import WHOLE, Share, cut
@@ -46,7 +47,12 @@ class Scheme:
 
 
 def estimated_weight_bytes(
-    config: Mapping[str, Any], spec: ModelSpec, dtype: str, weight_bits: int = 16, share: Share = WHOLE
+    config: Mapping[str, Any],
+    spec: ModelSpec,
+    dtype: str,
+    weight_bits: int = 16,
+    share: Share = WHOLE,
+    leave_embedding: bool = False,
 ) -> int:
     """Bytes of a rank's weights once loaded for a model run in `dtype`, as `Checkpoint.weight_bytes` would count them.
 
@@ -59,6 +65,7 @@ def estimated_weight_bytes(
         cut(find_form(tensor, dict(_stored(tensor, scheme, spec.dtype)), dtype, group, weight_bits), share).nbytes
         * count
         for tensor, count in _distinct(spec, experts)
+        if not (leave_embedding and tensor.name == EMBEDDING)
     )
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from perilune.errors import UnsupportedError
 from perilune.models.quantised import Form, Part
-from perilune.models.spec import WeightFormat
+from perilune.models.spec import ModelSpec, WeightFormat
 
+EMBEDDING = "embed"
 _EXPERT = re.compile(r"(layers\.\d+\.moe\.experts)\.(\d+)\.(gate|up|down)")
 
 
@@ -43,6 +44,14 @@ class Held:
     @property
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.parts.values())
+
+
+def leaves_embedding(spec: ModelSpec, *, hold: bool) -> bool:
+    """Whether rows of the embedding stay in their file, to be read as tokens need them.
+
+    So it is unless the table is the head too, which every step reads whole, or it is to be held, as on a GPU.
+    """
+    return not (spec.tied_embedding or hold)
 
 
 def hold(forms: Iterable[Form]) -> list[Held]:

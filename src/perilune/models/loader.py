@@ -3,6 +3,7 @@
 Every tensor is allocated once at its final size and read into its place, by as many threads as compute later. Values
 that change on the way pass through a buffer of a few MB. Peak memory is the weights: nothing is mapped, since the pages
 of a mapped shard stay resident beside what was made of them. A tensor-parallel rank allocates and reads its share only.
+The embedding may stay where it is (`embedding.py`).
 
 Of weights on a device nothing stays in host memory: they pass through pinned buffers. Where both are one memory, what
 the system has kept of a file is given back tensor by tensor.
@@ -25,8 +26,9 @@ from torch import Tensor
 
 from perilune.errors import CheckpointError, ConfigError, UnsupportedError
 from perilune.models.checkpoint import Checkpoint
+from perilune.models.embedding import StoredEmbedding
 from perilune.models.families.common import DTYPES
-from perilune.models.holding import Held
+from perilune.models.holding import EMBEDDING, Held
 from perilune.models.quantised import Form, Part
 from perilune.models.safetensors_file import StoredTensor
 from perilune.models.shard import Shard, held_as
@@ -97,21 +99,23 @@ def load_weights(
     weight_bits: int = 16,
     share: Share = WHOLE,
     device: torch.device = _CPU,
-) -> dict[str, Tensor | Weight]:
+    leave_embedding: bool = False,
+) -> dict[str, Tensor | Weight | StoredEmbedding]:
     """Every tensor of the model, or what `share` holds of each, by perilune's name, on `device`.
 
     Linear modules come as a Weight (packed ones stay packed), the experts of a layer as one Weight [E, N, K] per
     `layers.{i}.moe.experts.{gate,up,down}`, anything else as a tensor. Dense values are cast to `dtype`, except
     `a_log` [H], `dt_bias` [D] and `router_bias` [E], which are float32, and `router` [E, D], which keeps its stored
     dtype because it is computed in fp32. Convolutions come as [D, taps]. With `weight_bits` 8, dense matrices are
-    rounded to int8, but those of experts and `kv_b`. `progress(done, total)` counts stored bytes.
+    rounded to int8, but those of experts and `kv_b`. With `leave_embedding`, `embed` comes as a StoredEmbedding.
+    `progress(done, total)` counts the stored bytes that are read.
     Raises CheckpointError or UnsupportedError, naming the tensor, as `Checkpoint.check`; ConfigError as `share.cut`.
     """
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise UnsupportedError(f"A model cannot run in {name}.", f"Known: {', '.join(DTYPES)}.", "Change dtype.")
     checkpoint.check()
-    held = checkpoint.held(name, weight_bits, share)
+    held = checkpoint.held(name, weight_bits, share, leave_embedding)
     memory = _allocate(held, device)
     by_file: dict[Path, list[_Copy]] = defaultdict(list)
     for entry in held:
@@ -126,7 +130,12 @@ def load_weights(
                 done += copied
                 if progress:
                     progress(done, total)
-    return {entry.name: _finish(entry, memory[entry.name]) for entry in held}
+    loaded: dict[str, Tensor | Weight | StoredEmbedding]
+    loaded = {entry.name: _finish(entry, memory[entry.name]) for entry in held}
+    if leave_embedding:
+        [part] = checkpoint.embedding(name, share).parts.values()
+        loaded[EMBEDDING] = StoredEmbedding(checkpoint.stored[part.stored], part)
+    return loaded
 
 
 def _allocate(held: list[Held], device: torch.device) -> dict[str, dict[str, Tensor]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -15,7 +17,10 @@ from perilune.models.safetensors_file import StoredTensor
 
 
 class Shard(AbstractContextManager["Shard"]):
-    """An open safetensors file. Any number of threads may read from it. Raises CheckpointError if it cannot be read."""
+    """An open safetensors file, closed at the latest with this object. Any number of threads may read from it.
+
+    Raises CheckpointError if it cannot be read.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -23,13 +28,31 @@ class Shard(AbstractContextManager["Shard"]):
             self._descriptor = os.open(file, os.O_RDONLY)
         except OSError as error:
             raise self._unreadable(str(error)) from error
+        self._close = weakref.finalize(self, os.close, self._descriptor)
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
+        self._close()
 
     def fill(self, target: Tensor, offset: int) -> None:
         """Bytes of the file from `offset` on -> the memory of `target`, which is contiguous."""
-        rest = target.view(-1).view(torch.uint8).numpy().data
+        self._read(_bytes_of(target), offset)
+
+    def gather(self, target: Tensor, offsets: Sequence[int]) -> None:
+        """Row i of the file's bytes from `offsets[i]` on -> row i of `target`, which is contiguous.
+
+        The system hears of all rows before it is asked for the first: a disk then fetches them side by side.
+        """
+        if not offsets:
+            return
+        rows = _bytes_of(target)
+        size = len(rows) // len(offsets)
+        if len(offsets) > 1 and hasattr(os, "posix_fadvise"):
+            for offset in offsets:
+                os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+        for index, offset in enumerate(offsets):
+            self._read(rows[index * size : (index + 1) * size], offset)
+
+    def _read(self, rest: memoryview, offset: int) -> None:
         try:
             while rest:
                 count = os.preadv(self._descriptor, [rest], offset)
@@ -53,6 +76,11 @@ class Shard(AbstractContextManager["Shard"]):
 
     def _unreadable(self, why: str) -> CheckpointError:
         return CheckpointError(f"{self.file} cannot be read.", why, "Check that it has not changed.")
+
+
+def _bytes_of(target: Tensor) -> memoryview:
+    memory: memoryview = target.view(-1).view(torch.uint8).numpy().data
+    return memory
 
 
 def held_as(dtype: str) -> torch.dtype:

@@ -75,18 +75,18 @@ class Decoder:
     def _embed(self, tokens: Tensor) -> Tensor:
         """[T] -> [T, D]. A token of another rank's vocabulary is zero here, so that the sum is exact."""
         table, first = self.weights.embed, self.weights.first
-        if table.shape[0] == self.spec.vocab:
-            return table[tokens]
+        if len(table) == self.spec.vocab:
+            return table.rows(tokens)
         own = tokens - first
-        mine = (own >= 0) & (own < table.shape[0])
-        return self.group.sum(torch.where(mine[:, None], table[own.where(mine, 0)], 0))
+        mine = (own >= 0) & (own < len(table))
+        return self.group.sum(torch.where(mine[:, None], table.rows(own.where(mine, 0)), 0))
 
     @cached_property
     def _frequencies(self) -> dict[RopeSpec, Tensor]:
         """Of each distinct RoPE, where the weights are."""
         mixers = [layer.mixer for layer in self.spec.layers]
         ropes = {mixer.rope for mixer in mixers if isinstance(mixer, MlaSpec) and mixer.rope}
-        return {rope: inverse_frequencies(rope).to(self.weights.embed.device) for rope in ropes}
+        return {rope: inverse_frequencies(rope).to(self.weights.norm.device) for rope in ropes}
 
     def _rotations(self, batch: Batch) -> dict[RopeSpec, Rotation]:
         """cos and sin per distinct RoPE, computed once a step."""

@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from perilune.models.embedding import Embedding, HeldEmbedding, StoredEmbedding
+from perilune.models.holding import EMBEDDING
 from perilune.models.share import WHOLE, Share
 from perilune.models.spec import DenseSpec, KdaSpec, LayerSpec, MlaSpec, ModelSpec
 from perilune.ops.linear.formats import DenseWeight, Weight
 
-Loaded = Mapping[str, "Tensor | Weight"]
+Loaded = Mapping[str, "Tensor | Weight | StoredEmbedding"]
 _Group = TypeVar("_Group", "LayerWeights", "KdaWeights", "MlaWeights", "SwigluWeights", "MoeWeights")
 
 
@@ -81,7 +83,7 @@ class LayerWeights:
 class ModelWeights:
     """`embed` and `lm_head` have a row per token, those from `first` on if ranks share the vocabulary."""
 
-    embed: Tensor
+    embed: Embedding
     layers: tuple[LayerWeights, ...]
     norm: Tensor
     lm_head: Weight
@@ -98,7 +100,8 @@ class ModelWeights:
 
         These are `kv_b`, which attention takes apart by head, and a head that is the embedding.
         """
-        tied = isinstance(self.lm_head, DenseWeight) and self.lm_head.data is self.embed
+        table = self.embed.table if isinstance(self.embed, HeldEmbedding) else None
+        tied = isinstance(self.lm_head, DenseWeight) and self.lm_head.data is table
         return dataclasses.replace(
             self,
             layers=tuple(_prepared(layer, prepare) for layer in self.layers),
@@ -110,8 +113,12 @@ class ModelWeights:
         """Group what `models.loader.load_weights` returned for `share`; `spec` is already narrowed to it."""
         reader = _Reader(loaded)
         layers = tuple(_layer(layer, reader.under(f"layers.{i}"), share) for i, layer in enumerate(spec.layers))
-        embed = reader.tensor("embed")
-        head = DenseWeight(embed) if spec.tied_embedding else reader.weight("lm_head")
+        embed = reader.embedding()
+        if spec.tied_embedding:
+            assert isinstance(embed, HeldEmbedding), "a head is read whole in every step"
+            head: Weight = DenseWeight(embed.table)
+        else:
+            head = reader.weight("lm_head")
         return ModelWeights(embed, layers, reader.tensor("norm"), head, share.of(spec.vocab).start)
 
 
@@ -155,8 +162,12 @@ class _Reader:
 
     def weight(self, name: str) -> Weight:
         value = self.loaded[self.prefix + name]
-        assert not isinstance(value, Tensor), self.prefix + name
+        assert isinstance(value, Weight), self.prefix + name
         return value
+
+    def embedding(self) -> Embedding:
+        value = self.loaded[EMBEDDING]
+        return value if isinstance(value, StoredEmbedding) else HeldEmbedding(self.tensor(EMBEDDING))
 
     def swiglu(self) -> SwigluWeights:
         return SwigluWeights(self.weight("gate"), self.weight("up"), self.weight("down"))

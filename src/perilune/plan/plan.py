@@ -28,7 +28,8 @@ class Plan:
     """One model at one context and concurrency in one memory. Bytes unless named otherwise.
 
     Of `tp` ranks that share the model, bytes and rates are those of the one that holds most; each has such a memory.
-    `rank_weights_bytes` are all ranks', in their order; the cache is the same on each.
+    `rank_weights_bytes` are all ranks', in their order; the cache is the same on each. `file_bytes` of the embedding
+    stay in the checkpoint's files and are in no sum.
 
     `max_context` is the largest context for `concurrency` sequences, `max_concurrency` the most sequences of
     `context` tokens; 0 where nothing fits. The prefix cache has `snapshot_slots` rows of `slot_bytes` beside the
@@ -49,6 +50,7 @@ class Plan:
     context: int
     concurrency: int
     weights_bytes: int
+    file_bytes: int
     cache_bytes_per_token: int
     state_bytes_per_sequence: int
     pages: int
@@ -81,6 +83,7 @@ def plan_model(
     concurrency: int,
     weights_bytes: int | Sequence[int],
     weights_source: str = "as held in memory",
+    file_bytes: int | Sequence[int] = 0,
     dtype: str | None = None,
     weight_bits: int = 16,
     step_tokens: int = STEP_TOKENS,
@@ -90,6 +93,7 @@ def plan_model(
     """Plan `concurrency` sequences of `context` tokens on `machine`; `dtype=None` is the checkpoint's own.
 
     `weights_bytes` is the sum, or one number per rank for ranks that share the model, with `ep` by whole experts;
+    `file_bytes`, as many numbers, what of the embedding stays in its file;
     `weight_bits` 8 says that dense matrices are rounded in it. What the machine's rates are, if known, adds expected
     ones.
     Raises ConfigError for a context the model does not have, a number below 1, a dtype that holds no cache, or ranks
@@ -102,7 +106,9 @@ def plan_model(
             f"Ask for {spec.max_context} or less.",
         )
     each = (weights_bytes,) if isinstance(weights_bytes, int) else tuple(weights_bytes)
+    in_files = (file_bytes,) if isinstance(file_bytes, int) else tuple(file_bytes)
     weights_bytes, tp = max(each), len(each)
+    left = in_files[each.index(weights_bytes)]
     share, machine = Share(tp, each.index(weights_bytes), ep), machine.of_rank(tp)
     own = narrow(spec, share)
     geometry = CacheGeometry.of(spec, dtype or spec.dtype, tp)
@@ -119,7 +125,7 @@ def plan_model(
     read = replace(narrow(spec, Share(tp, share.rank)), vocab=len(share.of(spec.vocab)))
     speed, alone = (
         roofline(
-            read, geometry, weights_bytes,
+            read, geometry, weights_bytes + left,
             depth=depth, concurrency=together, bandwidth=machine.bandwidth, compute=machine.compute,
             weight_bits=weight_bits, efficiency=efficiency(machine.name, spec),
         )
@@ -131,6 +137,10 @@ def plan_model(
         "parameters_active": "what one token reads: all but the input embedding and the experts it is not sent to",
         "dtype": "the checkpoint's own" if dtype in (None, spec.dtype) else f"as set; the checkpoint is {spec.dtype}",
         "weights_bytes": weights_source + _of_ranks(share, each),
+        "file_bytes": "the embedding stays in its file: a step reads a row of it per token, through memory that the "
+        "system takes back when others want it"
+        if left
+        else "the whole embedding is in memory",
         **cache_reasons(geometry, cache, concurrency, context),
         **snapshot_reasons(geometry, cache, speed),
         "workspace_bytes": f"an estimate: {format_bytes(GPU_BYTES if machine.gpu else PROCESS_BYTES)} of libraries, "
@@ -153,6 +163,7 @@ def plan_model(
         context=context,
         concurrency=concurrency,
         weights_bytes=weights_bytes,
+        file_bytes=left,
         cache_bytes_per_token=geometry.bytes_per_token,
         state_bytes_per_sequence=geometry.slot_bytes,
         pages=cache.pages,

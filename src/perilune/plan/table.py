@@ -62,6 +62,8 @@ def _memory(plan: Plan) -> Table:
         table.add_row(name, format_bytes(size), plan.because[key])
     table.add_row("total", format_bytes(plan.total_bytes), plan.because["total_bytes"])
     table.add_row("memory", format_bytes(plan.memory_bytes), plan.because["memory_bytes"])
+    if plan.file_bytes:
+        table.add_row("not held", format_bytes(plan.file_bytes), plan.because["file_bytes"])
     return table
 
 

@@ -34,7 +34,7 @@ def plan_folder_vllm(
         raise ConfigError(f"There is no memory model of {engine!r}.", "", nearest(engine, ENGINES))
     files = read_config(path)
     kept = files.spec.dtype if dtype == "auto" else dtype
-    [weights], _ = count_weights(path, files, kept)
+    [weights] = count_weights(path, files, kept, hold_embedding=True).held
     return plan_vllm(
         files.spec,
         context=min(files.spec.max_context, DEFAULT_CONTEXT) if context is None else context,
