@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
+from stuck_gpu import Graph, Queue
 
 from perilune.errors import EngineDeadError
 from perilune.ops.gpu.arch import ARCHES
@@ -19,29 +17,6 @@ from perilune.ops.gpu.watch import STRIDE, Watch
 from perilune.ops.norm import kernels
 
 CPU = torch.device("cpu")
-
-
-class Queue:
-    """A GPU that gets through so many events and no further, or fails."""
-
-    def __init__(self, done: float = float("inf"), broken: str = "") -> None:
-        self.done, self.broken, self.count = done, broken, itertools.count()
-
-    def mark(self) -> Any:
-        return QueueMark(self)
-
-
-class QueueMark:
-    def __init__(self, queue: Queue) -> None:
-        self._queue, self._place = queue, -1
-
-    def record(self) -> None:
-        self._place = next(self._queue.count)
-
-    def query(self) -> bool:
-        if self._queue.broken:
-            raise RuntimeError(self._queue.broken)
-        return self._place < self._queue.done
 
 
 def launch(form: str) -> Launch:
@@ -92,36 +67,14 @@ def test_what_is_done_is_forgotten() -> None:
         watch.wait("the next")
 
 
-class Graph:
-    """Records what is launched instead of running it, and replays `until` so many of it: a GPU that stops there."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, queue: Queue) -> None:
-        self.queue, self.calls, self.until = queue, list[Callable[[], None]](), 0
-        self._patch = monkeypatch
-
-    def __call__(self, step: Callable[[], str]) -> Callable[[], str]:
-        run = Gpu._run
-        with self._patch.context() as patch:
-            patch.setattr(Gpu, "_run", lambda *args: self.calls.append(lambda: run(*args)))
-            out = step()
-
-        def replay() -> str:
-            for call in self.calls[: self.until]:
-                call()
-            self.queue.done = float("inf") if self.until >= len(self.calls) else 0
-            return out
-
-        return replay
-
-
 COUNT = STRIDE + 5
 
 
 class Norms:
-    """A recorded step of COUNT norms; `own`: which of the recorded launches these are."""
+    """A recorded step of COUNT norms."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.gpu, self.queue, self.own = Gpu(ARCHES["sm_90"]), Queue(), list[int]()
+        self.gpu, self.queue = Gpu(ARCHES["sm_90"]), Queue()
         self.watch = Watch(0.01, self.queue.mark, Trail.on(self.gpu, CPU), each=False)
         self.gpu.listeners.append(self.watch)
         self.graph = Graph(monkeypatch, self.queue)
@@ -130,7 +83,6 @@ class Norms:
     def _step(self) -> str:
         row = torch.ones(64, dtype=torch.bfloat16)
         for index in range(COUNT):
-            self.own.append(len(self.graph.calls))
             more = {"tile": self.gpu.tile("rms_norm"), "form": str(index), "DIM": 64}
             self.gpu.launch(kernels.rms_norm, (1,), row, row, row.clone(), 64, 64, 1e-5, **more)
         return "rows"
@@ -146,7 +98,7 @@ def test_a_recorded_step_that_hangs_names_a_few_and_the_one_is_among_them(
     for _ in range(2):
         assert norms.replay() == "rows"
         norms.watch.wait("a step")
-    norms.graph.until = norms.own[hanging]  # those before it are done
+    norms.graph.until = norms.graph.own[hanging][0]  # those before it are done
     norms.replay()
     first, last = (1, STRIDE) if hanging < STRIDE else (STRIDE + 1, COUNT)
     with pytest.raises(EngineDeadError, match=f"one of kernels {first} to {last} of a step's {COUNT}: ") as caught:
@@ -166,7 +118,7 @@ def test_what_is_launched_after_a_recorded_step_is_not_taken_for_it(monkeypatch:
 
 def test_a_recorded_step_that_fails_is_looked_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
     norms = Norms(monkeypatch)
-    norms.graph.until = norms.own[STRIDE + 2]
+    norms.graph.until = norms.graph.own[STRIDE + 2][0]
     norms.replay()
     norms.queue.broken = "an illegal address"
     with pytest.raises(EngineDeadError, match=f"one of kernels {STRIDE + 1} to {COUNT} of a step's"):
