@@ -53,7 +53,7 @@ def test_two_answers_at_once_by_recorded_steps_are_as_near_to_fp32_as_the_refere
 ) -> None:
     """Prefill, then decode steps with inputs of their own and, once the shorter answer is over, a row of padding.
 
-    Of the tokens before an answer leaves fp32's, the median: in bf16 any kernel, the reference's too, now and then picks
+    Of the tokens before an answer leaves fp32's, the median: in bf16 any kernel, the reference too, now and then picks
     another expert, and that token is up to 0.8 off.
     """
     reference, other = Golden.load(golden / model), SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
