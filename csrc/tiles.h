@@ -21,8 +21,9 @@ inline int64_t strip_of(const Weight& w, int64_t expert, int64_t strip) { return
 inline int64_t group_count(const Weight& w) { return (w.k + w.group - 1) / w.group; }
 
 // Fetch what is read a little later: with many sums in flight the processor does not look far enough ahead by itself.
-constexpr int64_t kAhead = 4096;
-inline void fetch_ahead(const void* p) { __builtin_prefetch((const char*)p + kAhead); }
+// To the second level: the first has fewer requests under way, and memory is read 3 to 7 % slower through them.
+constexpr int64_t kAhead = 8192;
+inline void fetch_ahead(const void* p) { __builtin_prefetch((const char*)p + kAhead, 0, 2); }
 
 // One strip of each format. `codes` and `pairs` unpack what belongs to vector `part` of a run.
 struct Int4Strip {

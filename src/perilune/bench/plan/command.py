@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from perilune.bench.plan.point import Fired, Part, Server, Topology
@@ -24,6 +25,18 @@ _PROGRAMS: dict[str, tuple[str, ...]] = {
 }
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """A recipe at a point: its flags and variables with what the rules that held, `fired`, and the point itself say."""
+
+    recipe: Recipe
+    hardware: Hardware
+    names: Mapping[str, Any]
+    flags: Mapping[str, Any]
+    variables: Mapping[str, Any]
+    fired: tuple[Fired, ...]
+
+
 def server_of(
     recipe: Recipe, hardware: Hardware, names: Mapping[str, Any], argv: Mapping[str, Any], env: Mapping[str, Any]
 ) -> Server:
@@ -39,11 +52,12 @@ def server_of(
             fired.append(Fired(rule.when, rule.why, rule.argv, rule.env))
     flags.update(argv)
     variables.update(env)
+    drawn = _Drawn(recipe, hardware, names, flags, variables, tuple(fired))
     if recipe.deploy is not None:
-        return _deployed(recipe.deploy, recipe, hardware, names, flags, variables, fired)
+        return _deployed(recipe.deploy, drawn)
     assert recipe.model is not None, "the recipe's own check"
     if recipe.split is not None:
-        return _split(recipe.split, recipe, hardware, names, flags, variables, fired)
+        return _split(recipe.split, drawn)
     program = recipe.command or list(_PROGRAMS[recipe.engine])
     with_model = {**names, "model": recipe.model}
     words = [filled(word, with_model) for word in program]
@@ -63,23 +77,15 @@ def server_of(
     )
 
 
-def _split(
-    split: Split,
-    recipe: Recipe,
-    hardware: Hardware,
-    names: Mapping[str, Any],
-    flags: Mapping[str, Any],
-    variables: Mapping[str, Any],
-    fired: list[Fired],
-) -> Server:
+def _split(split: Split, drawn: _Drawn) -> Server:
     """Engines of both roles with the recipe's flags, the rules' and the point's; then each role's own."""
-    parts = []
+    names, recipe, parts = drawn.names, drawn.recipe, list[Part]()
     for role, part in (("prefill", split.prefill), ("decode", split.decode)):
         own = {**names, "model": recipe.model, **({} if part.tp is None else {"tp": part.tp})}
         words = [filled(word, own) for word in _PROGRAMS["perilune"]] + ["--role", role]
-        for flag, value in {**flags, **part.argv}.items():
+        for flag, value in {**drawn.flags, **part.argv}.items():
             words += _flag(flag, value, own)
-        env = _environment({**variables, **part.env}, own)
+        env = _environment({**drawn.variables, **part.env}, own)
         parts += [Part(role, tuple(words), env, topology(own).gpus)] * part.count
     words = ["perilune", "route"]
     for flag, value in split.router.items():
@@ -90,9 +96,9 @@ def _split(
         image=recipe.image,
         argv=tuple(words),
         env={},
-        fired=tuple(fired),
+        fired=drawn.fired,
         topology=topology(names),
-        hardware=hardware,
+        hardware=drawn.hardware,
         ready_s=recipe.ready_s,
         parts=tuple(parts),
     )
@@ -102,19 +108,12 @@ def _environment(variables: Mapping[str, Any], names: Mapping[str, Any]) -> dict
     return {key: filled(_word(value), names) for key, value in sorted(variables.items()) if value is not None}
 
 
-def _deployed(
-    name: str,
-    recipe: Recipe,
-    hardware: Hardware,
-    names: Mapping[str, Any],
-    flags: Mapping[str, Any],
-    variables: Mapping[str, Any],
-    fired: list[Fired],
-) -> Server:
+def _deployed(name: str, drawn: _Drawn) -> Server:
     """A recipe of `deploy` at this point; what the sweep says of a flag or variable takes the place of what it says.
 
     Raises ConfigError for a rule of the recipe that refuses, and for flags that its engine no longer has.
     """
+    names, recipe, flags, variables, fired = drawn.names, drawn.recipe, drawn.flags, drawn.variables, list(drawn.fired)
     found = deploy_recipe(name)
     point = point_of(
         found, context=_whole(recipe.context, names), concurrency=_whole(recipe.concurrency, names), tp=names["tp"]
@@ -141,7 +140,7 @@ def _deployed(
         env=dict(sorted((k, v) for k, v in env.items() if variables.get(k, v) is not None)),
         fired=tuple(fired),
         topology=topology(names),
-        hardware=hardware,
+        hardware=drawn.hardware,
         ready_s=recipe.ready_s,
     )  # fmt: skip
 
