@@ -135,7 +135,7 @@ struct MlaPrefillArgs {
   const int64_t* table;
   Weight kv_b;  // [H * (nope + v), R]
   float scale;
-  bf16* out;  // [T, H, v]
+  float* out;  // [T, H, v]
   int threads;
 };
 

@@ -150,8 +150,8 @@ inline void prefill_head(const MlaPrefillArgs& a, const Rows& kv_b, int64_t h, i
   for (int64_t t = t0; t < t1; t++) {
     const int64_t b = (t - t0) / kWide, i = (t - t0) % kWide;
     const float by = 1.0f / s.total[b * kWide + i];
-    bf16* out = a.out + (t * a.heads + h) * a.v_dim;
-    for (int64_t d = 0; d < a.v_dim; d++) out[d] = narrow(s.o[(b * a.v_dim + d) * kWide + i] * by);
+    float* out = a.out + (t * a.heads + h) * a.v_dim;
+    for (int64_t d = 0; d < a.v_dim; d++) out[d] = s.o[(b * a.v_dim + d) * kWide + i] * by;
   }
 }
 

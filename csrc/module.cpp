@@ -193,7 +193,7 @@ NB_MODULE(_kernels, m) {
         check_table(at<int64_t>(table), entries, start + tokens, page_count);
         nb::gil_scoped_release release;
         k.mla_prefill({at<bf16>(q), tokens, start, heads, nope, rope, v_dim, rank, at<bf16>(pages), page_stride,
-                       at<int64_t>(table), kv_b, scale, at<bf16>(out), threads});
+                       at<int64_t>(table), kv_b, scale, at<float>(out), threads});
       })
       .def("route", [](const Kernels& k, Address x, int64_t tokens, int64_t dim, Address router, bool wide, Address bias,
                        std::vector<int64_t> sizes, bool renormalise, float scaling, Address ids, Address weights,

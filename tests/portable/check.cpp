@@ -133,11 +133,9 @@ void check_mla(const Kernels& k) {
   std::vector<const int64_t*> tables(tokens, table);
   std::vector<int64_t> lengths(tokens);
   for (int64_t t = 0; t < tokens; t++) lengths[t] = t + 1;
-  std::vector<bf16> rounded(tokens * heads * v_dim);
   std::vector<float> expanded(tokens * heads * v_dim), absorbed(tokens * heads * v_dim);
   k.mla_prefill({q.data(), tokens, 0, heads, nope, rope, v_dim, rank, pages.data(), 64 * width, table, w, 0.2f,
-                 rounded.data(), 2});
-  for (size_t i = 0; i < rounded.size(); i++) expanded[i] = widen(rounded[i]);
+                 expanded.data(), 2});
   k.mla_decode({q.data(), tokens, heads, nope, rope, v_dim, rank, pages.data(), 64 * width, tables.data(),
                 lengths.data(), w, 0.2f, absorbed.data(), 2});
   compare("MLA, expanded and absorbed", expanded, absorbed, 0.01);

@@ -52,14 +52,14 @@ def store(
 def prefill(
     native: Native, q: Tensor, pages: Tensor, table: Tensor, start: int, kv_b: Weight, **shape: Unpack[Shape]
 ) -> Tensor:
-    """As the reference: q [T, H, nope + rope] bf16 -> [T, H, v], rounded to bf16: in fp32 it was twice as large.
+    """As the reference: q [T, H, nope + rope] bf16 -> [T, H, v] fp32.
 
     Raises KernelInputError, and IndexError for a page there is not.
     """
     q = q.contiguous()
     tokens, heads, width = q.shape
     sizes = _sizes(heads, width, shape)
-    out = torch.empty(tokens, heads, shape["v_dim"], dtype=BF16)
+    out = torch.empty(tokens, heads, shape["v_dim"])
     pages_at, step = _pages(pages, sizes)
     native.kernels.mla_prefill(
         address(q, BF16, *q.shape, name="q"),
