@@ -5,7 +5,8 @@
 Geometry is Kimi-Linear-48B's in bf16 with fp32 state: 41.4 MiB of state, 8,064 bytes of latents per token. Page tables
 are shuffled, so that no two pages can be joined. A hand-over is timed from the ticket's arrival to the verdict that the
 bytes are valid: claim, manifest, plan, copy, release. The raw rate is that of the same transport reading the same bytes
-in one piece of each pool, with nothing else around it.
+in one piece of each pool, with nothing else around it. For tcp a second yardstick is measured beside it, in turns: one
+connection, one loop of send and one of receive, no checksum, no protocol.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,7 +52,8 @@ def kimi_linear() -> ModelSpec:
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds; `raw` is the same bytes over the bare transport, `share` what the hand-over reaches of its rate."""
+    """Seconds; `raw` is the same bytes over the bare transport, `share` what the hand-over reaches of its rate; for tcp
+    `sockets` is the same bytes through nothing but a socket. `worst` of all but the first."""
 
     transport: str
     tokens: int
@@ -57,8 +61,10 @@ class Row:
     first: float
     median: float
     best: float
+    worst: float
     raw: float
     share: float
+    sockets: float | None
 
 
 class Engine:
@@ -90,7 +96,9 @@ def serve(transport: str, tokens: int) -> None:
     engine = Engine("source", tokens, transport)
     prompt = range(tokens)
     address = engine.exchange.describe().rendezvous.addresses[transport][0]
-    print(json.dumps({"address": address.hex()}), flush=True)
+    listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=pour, args=(listener, engine.memory), daemon=True).start()
+    print(json.dumps({"address": address.hex(), "port": listener.getsockname()[1]}), flush=True)
     for _ in sys.stdin:
         lease, ticket = engine.exchange.offer(prompt)
         engine.exchange.seal(lease, engine.pages, 0, b"token")
@@ -99,13 +107,44 @@ def serve(transport: str, tokens: int) -> None:
     engine.exchange.close()
 
 
+def pour(listener: socket.socket, memory: Memory) -> None:
+    """To whoever comes and says how many bytes: so many, latents first."""
+    while True:
+        with listener.accept()[0] as sock:
+            for piece in pieces(memory, int(sock.recv(64))):
+                sock.sendall(piece)
+
+
+def pieces(memory: Memory, nbytes: int) -> list[memoryview]:
+    latents = min(nbytes, memory.sizes[0])
+    return [memory.views[0][:latents], memory.views[1][: nbytes - latents]]
+
+
+def sockets(memory: Memory, port: int, nbytes: int) -> float:
+    """Seconds for the same bytes through a socket and nothing else."""
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        started = time.perf_counter()
+        sock.sendall(str(nbytes).encode())
+        for piece in pieces(memory, nbytes):
+            while piece:
+                piece = piece[sock.recv_into(piece) :]
+        return time.perf_counter() - started
+
+
 def measure(transport: str, tokens: int, repeat: int) -> Row:
     command = (sys.executable, __file__, "--serve", transport, "--tokens", str(tokens))
     source = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603  # this file
     assert source.stdin is not None
     assert source.stdout is not None
-    address = bytes.fromhex(json.loads(source.stdout.readline())["address"])
-    engine, times, raws, nbytes = Engine("target", tokens, transport), list[float](), list[float](), 0
+    there = json.loads(source.stdout.readline())
+    address = bytes.fromhex(there["address"])
+    engine, times, raws, bare, nbytes = (
+        Engine("target", tokens, transport),
+        list[float](),
+        list[float](),
+        list[float](),
+        0,
+    )
     try:
         for n in range(repeat + 1):
             print(file=source.stdin, flush=True)
@@ -118,14 +157,17 @@ def measure(transport: str, tokens: int, repeat: int) -> Row:
                 raise SystemExit(f"{transport}: {event.reason}")
             assert isinstance(event, Arrived)
             nbytes = event.nbytes
-            raws += [raw(engine, transport, address, nbytes)] if n else []
+            if n:
+                raws.append(raw(engine, transport, address, nbytes))
+                bare += [sockets(engine.memory, there["port"], nbytes)] if transport == "tcp" else []
     finally:
         source.stdin.close()
         source.wait()
         engine.exchange.close()
     first, rest = times[0], times[1:]
     median, floor = statistics.median(rest), statistics.median(raws)
-    return Row(transport, tokens, nbytes, first, median, min(rest), floor, floor / median)
+    ceiling = statistics.median(bare) if bare else None
+    return Row(transport, tokens, nbytes, first, median, min(rest), max(rest), floor, floor / median, ceiling)
 
 
 def raw(engine: Engine, name: str, address: bytes, nbytes: int) -> float:
@@ -134,9 +176,9 @@ def raw(engine: Engine, name: str, address: bytes, nbytes: int) -> float:
     transport = engine.made_by[name](engine.memory)
     try:
         peer = transport.connect(address)
-        latents = min(nbytes, engine.memory.sizes[0])
-        pieces = ((0, latents), (1 << POOL_SHIFT, nbytes - latents))  # pages from the first, then a slot
-        whole = [Runs(np.array([start]), np.array([start]), np.array([size])) for start, size in pieces if size]
+        sizes = [len(piece) for piece in pieces(engine.memory, nbytes)]
+        places = ((0, sizes[0]), (1 << POOL_SHIFT, sizes[1]))  # pages from the first, then a slot
+        whole = [Runs(np.array([start]), np.array([start]), np.array([size])) for start, size in places if size]
         batches = [batch for runs in whole for batch in runs.batches(transport.batch_bytes)]
         warm = transport.read(peer, Runs(np.array([0]), np.array([0]), np.array([4096])))
         while not warm.over:
@@ -183,19 +225,19 @@ def main() -> None:
         seconds = plan_seconds(1 << 18, page_tokens)
         print(f"plan of 262,144 tokens, pages of {page_tokens} to pages of 64: {seconds * 1e3:.1f} ms")
     print(f"{os.cpu_count()} cores")
-    print(
-        f"{'':10}{'tokens':>8}{'bytes':>11}{'first':>10}{'median':>10}{'best':>10}{'raw':>10}{'GB/s':>8}{'of raw':>8}"
-    )
+    names = "".join(f"{name:>10}" for name in ("first", "median", "best", "worst", "raw"))
+    print(f"{'':10}{'tokens':>8}{'bytes':>11}{names}{'GB/s':>8}{'of raw':>8}")
     rows = []
     for transport in asked.transports.split(","):
         for tokens in map(int, asked.tokens.split(",")):
             row = measure(transport, tokens, asked.repeat)
             rows.append(row)
-            times = "".join(f"{value * 1e3:>7.1f} ms" for value in (row.first, row.median, row.best, row.raw))
-            rate = row.nbytes / row.median / 1e9
-            print(
-                f"{transport:10}{tokens:8}{format_bytes(row.nbytes):>11}{times}{rate:8.2f}{row.share:8.0%}", flush=True
+            times = "".join(
+                f"{value * 1e3:>7.1f} ms" for value in (row.first, row.median, row.best, row.worst, row.raw)
             )
+            rate = row.nbytes / row.median / 1e9
+            line = f"{transport:10}{tokens:8}{format_bytes(row.nbytes):>11}{times}{rate:8.2f}{row.share:8.0%}"
+            print(line + (f"  (sockets alone {row.sockets * 1e3:.1f} ms)" if row.sockets else ""), flush=True)
     if asked.json:
         asked.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "crc.h"
 #include "kernels.h"
 
 namespace nb = nanobind;
@@ -86,6 +87,15 @@ NB_MODULE(_kernels, m) {
     choose_kernels(&why);
     return std::string(why);
   }, "Why no variant can run, or an empty string");
+
+  m.def("crc32_block", crc32_block, "Bytes that `crc32` takes at a time; 0 if this processor has no instruction for it");
+  m.def("crc32", [](Address starts, Address lengths, int64_t count, int64_t block) {
+    require(block >= 0 && block <= crc32_block(), "this processor takes fewer bytes at a time");
+    uint32_t crc = 0;
+    for (int64_t i = 0; i < count; i++)
+      crc = crc32(crc, at<const uint8_t>(at<Address>(starts)[i]), at<int64_t>(lengths)[i], block);
+    return crc;
+  }, nb::call_guard<nb::gil_scoped_release>(), "Of `count` runs of bytes as one text: int64 addresses and lengths");
 
   nb::class_<Weight>(m, "Weight").def_static("make", make_weight);
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The kernel tests on an extension built with the address and undefined-behaviour sanitizers, in a folder of its own.
+# The tests of kernels and checksums on an extension built with the address and undefined-behaviour sanitizers, in a folder of its own.
 #
 #   tools/sanitize.sh [PYTHON]     PYTHON: one that has perilune's dependencies and pytest; .venv's by default
 #
@@ -25,7 +25,7 @@ undefined=$(c++ -print-file-name=libubsan.so)
 export LD_PRELOAD="$runtime $undefined" ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1073741824:malloc_fill_byte=255 UBSAN_OPTIONS=print_stacktrace=1
 export PYTHONPATH="$folder/site" OMP_NUM_THREADS=2
 # An editable install would otherwise answer imports before PYTHONPATH is asked.
-"$python" - "$folder" -p no:cacheprovider -n 0 tests/ops/test_cpu_*.py <<'RUN'
+"$python" - "$folder" -p no:cacheprovider -n 0 tests/ops/test_cpu_*.py tests/pd/test_checksum.py <<'RUN'
 import sys
 sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__name__.startswith("ScikitBuild")]
 import pytest

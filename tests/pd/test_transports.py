@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from pd_world import FACTORIES, KEY, finish, make, until
 
+from perilune.pd.checksum import Checksum
 from perilune.pd.compiler import POOL_SHIFT, Runs
 from perilune.pd.errors import PlanError, TransportError
 from perilune.pd.keys import ClusterKey
@@ -267,7 +268,7 @@ def test_tcp_a_reader_that_does_not_prove_itself_is_dropped(closing: list[Transp
 
 def test_tcp_a_changed_byte_fails_the_read(closing: list[Transport], monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair("tcp", closing)
-    monkeypatch.setattr("perilune.pd.tcp.checksum", lambda parts: len(parts) + (parts[0].obj is pair.here.pools[0]))
+    monkeypatch.setattr(Checksum, "__call__", lambda self, memory, address, length: memory is pair.here)
     operation = pair.read(runs((0, 0, 64)))
     assert operation.state == "failed"
     assert "checksum" in operation.error
