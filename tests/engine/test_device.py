@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,13 +12,8 @@ from perilune.engine import device as devices
 from perilune.engine.config import EngineConfig, plan_engine
 from perilune.engine.device import Gpus, choose_device, open_device
 from perilune.engine.room import fitting
-from perilune.errors import ConfigError, EngineDeadError, UnsupportedError
+from perilune.errors import ConfigError, UnsupportedError
 from perilune.models.checkpoint import Checkpoint
-from perilune.ops.gpu.arch import ARCHES
-from perilune.ops.gpu.launch import Launch
-from perilune.ops.gpu.tiles import Tile
-from perilune.ops.gpu.watch import Watch
-from perilune.ops.norm import kernels
 
 NONE = Gpus((), "torch 2.13.0+cpu is built for processors only")
 TWO = Gpus(("GPU A", "GPU B"))
@@ -94,65 +87,3 @@ def test_an_engine_that_does_not_fit_says_what_it_needs_and_what_would_fit(golde
 def test_float32_on_the_gpus_kernels_is_refused_by_name(golden: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"No GPU kernel serves linear.*float32.*bfloat16"):
         LLM(str(golden / "glm4_moe_lite"), dtype="float32", kernels="triton", max_context=64, max_running=1)
-
-
-class Queue:
-    """A GPU that gets so far and no further, or fails."""
-
-    def __init__(self, done: int, broken: str = "") -> None:
-        self.done, self.broken, self.count = done, broken, itertools.count()
-
-    def mark(self) -> Any:
-        return QueueMark(self)
-
-
-class QueueMark:
-    def __init__(self, queue: Queue) -> None:
-        self._queue, self._place = queue, -1
-
-    def record(self) -> None:
-        self._place = next(self._queue.count)
-
-    def query(self) -> bool:
-        if self._queue.broken:
-            raise RuntimeError(self._queue.broken)
-        return self._place < self._queue.done
-
-
-def launch(form: str) -> Launch:
-    return Launch(kernels.rms_norm, form, (), {}, Tile({}))
-
-
-def watched(queue: Queue, each: bool) -> Watch:
-    watch = Watch(0.01, queue.mark, each)
-    for form in ("first", "second", "third"):
-        watch.starts(launch(form), ARCHES["sm_90"])
-        watch.launched(launch(form))
-    return watch
-
-
-def test_a_kernel_that_hangs_is_named() -> None:
-    with pytest.raises(EngineDeadError, match=r"GPU was running norm\.rms_norm \(second\)\. It did not answer"):
-        watched(Queue(done=1), each=True).wait("a step")
-
-
-def test_of_a_step_that_hangs_its_kernels_are_named_and_what_would_name_the_one() -> None:
-    with pytest.raises(EngineDeadError, match=r"a step, which ran norm\.rms_norm \(first\), .*\(third\)\..*--eager"):
-        watched(Queue(done=0), each=False).wait("a step")
-
-
-def test_a_gpu_that_fails_ends_the_engine_with_its_words() -> None:
-    with pytest.raises(EngineDeadError, match=r"rms_norm \(first\) or one after it\. an illegal address"):
-        watched(Queue(0, "an illegal address\nand more"), each=True).wait("a step")
-
-
-def test_what_is_done_is_forgotten_and_what_is_recorded_is_not_waited_for() -> None:
-    queue = Queue(done=4)
-    watch = watched(queue, each=True)
-    watch.wait("a step")
-    with watch.recording():
-        watch.launched(launch("in a graph"))
-    queue.done = 5
-    watch.wait("a replay")
-    with pytest.raises(EngineDeadError, match="running a replay"):
-        watch.wait("a replay")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from functools import partial
 from pathlib import Path
 
@@ -11,15 +12,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_gpu import use_small_gpu
+from stuck_gpu import Graph, Queue
 from torch import Tensor
 
 from perilune.cache.budget import plan_cache
 from perilune.cache.geometry import CacheGeometry
 from perilune.engine.graphs import DecodeSteps, again, decode_sizes
 from perilune.engine.runner import Runner
+from perilune.errors import EngineDeadError
 from perilune.models.checkpoint import Checkpoint
 from perilune.nn.batch import Batch, Piece
 from perilune.nn.decoder import Decoder, Entry
+from perilune.ops.gpu.kernels import leave
+from perilune.ops.gpu.launch import Gpu
+from perilune.ops.gpu.trail import Trail
+from perilune.ops.gpu.watch import STRIDE, Watch
 
 CPU = torch.device("cpu")
 
@@ -124,3 +131,31 @@ def test_sizes_reach_the_most_and_waste_at_most_half_or_seven_rows(most: int) ->
     for count in range(1, most + 1):
         size = next(size for size in sizes if size >= count)
         assert size - count <= 7
+
+
+@pytest.mark.parametrize("hanging", [0, 45, -1])
+def test_a_recorded_step_of_a_whole_model_that_hangs_names_the_kernel_among_a_few(
+    golden: Path, monkeypatch: pytest.MonkeyPatch, hanging: int
+) -> None:
+    """Of its kernels none is run, since that takes long; the trail is written as far as the GPU comes."""
+    checkpoint = Checkpoint.open(golden / "kimi_linear")
+    plan = plan_cache(CacheGeometry.of(checkpoint.spec, "bfloat16"), 128, 2, snapshots=1)
+    runner = Runner(checkpoint, "bfloat16", plan, "triton")
+    gpu, queue, run = runner.selection.gpu, Queue(), Gpu._run
+    assert gpu is not None
+    monkeypatch.setattr(Gpu, "_run", lambda *args: run(*args) if args[1] is leave else None)
+    runner._watch = Watch(0.01, queue.mark, Trail.on(gpu, CPU))
+    gpu.listeners.append(runner._watch)
+    graph = Graph(monkeypatch, queue)
+    runner.record((2,), 128, graph)
+    runner.settle()
+    graph.until = len(graph.calls)
+    runner.run(decoding((0, 4, [0]), (1, 69, [1, 2])))
+    runner.wait("a step")
+    graph.until, name = graph.own[hanging]
+    runner.run(decoding((0, 5, [0]), (1, 70, [1, 2])))
+    with pytest.raises(EngineDeadError, match="one of kernels") as caught:
+        runner.wait("a step")
+    [[first, last]] = re.findall(rf"kernels (\d+) to (\d+) of a step's {len(graph.own)}: ", caught.value.what)
+    assert int(first) <= hanging % len(graph.own) + 1 <= int(last) < int(first) + STRIDE
+    assert name in caught.value.what

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from reference_data import MAX_DIFFERENCE, MEAN_DIFFERENCE, Golden
 from tier_asks import ask, text
+from torch import Tensor
 
 from perilune import LLM, SamplingParams
 from perilune.engine.config import EngineConfig, plan_engine
 from perilune.engine.core import EngineCore
+from perilune.engine.graphs import DecodeSteps, again
 from perilune.engine.messages import Submit
 from perilune.engine.request import TokenLogprobs
 from perilune.errors import ConfigError
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.share import Share
+from perilune.nn.batch import Piece
 
 SHARES = [
     ("kimi_linear", 2, False),
@@ -134,6 +137,26 @@ def test_prefixes_on_disk_come_back_to_every_rank_and_to_no_other_number_of_rank
         assert warm.stats()["tier_loaded_tokens_total"] == 320
     with LLM(path, **settings) as whole:
         assert ask(whole._core, tokens)[1] == 0
+
+
+def test_recorded_steps_have_the_bits_of_those_that_are_not(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rank records sums with its kernels; on a CPU, a recorded step is the same calls on inputs of its own."""
+    settings = {"dtype": "float32", "max_context": 192, "max_running": len(LENGTHS), "prefill_chunk": 128}
+    with LLM(str(golden / "kimi_linear"), tp=2, **settings) as llm:
+        core = llm._core
+        prompts = [prompt(length, core.spec.vocab) for length in LENGTHS]
+        eager = run(core, prompts)
+        core.runner.record(range(1, len(LENGTHS) + 1), 192, again)
+        core.runner.settle()
+        replay, replayed = DecodeSteps.run, list[int]()
+
+        def counted(steps: DecodeSteps, pieces: Sequence[Piece]) -> Tensor:
+            replayed.append(len(pieces))
+            return replay(steps, pieces)
+
+        monkeypatch.setattr(DecodeSteps, "run", counted)
+        assert run(core, prompts) == eager
+        assert len(replayed) >= SAMPLED.max_tokens - 1
 
 
 @pytest.mark.parametrize(("name", "ep"), [("kimi_linear", False), ("kimi_linear_w4a16", True)])

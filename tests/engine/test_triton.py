@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 
 import pytest
 from reference_data import MODELS, Golden
@@ -47,30 +48,43 @@ def test_a_prompts_logits_are_as_near_to_fp32_as_the_references(golden: Path, mo
     ("model", "tokens"),
     [(ROTATED, 3), *(pytest.param(model, 8, marks=pytest.mark.slow) for model in MODELS)],
 )
-def test_two_answers_at_once_by_recorded_steps_are_those_of_fp32(golden: Path, model: str, tokens: int) -> None:
-    """Prefill, then decode steps with inputs of their own and, once the shorter answer is over, a row of padding."""
+def test_two_answers_at_once_by_recorded_steps_are_as_near_to_fp32_as_the_references(
+    golden: Path, model: str, tokens: int
+) -> None:
+    """Prefill, then decode steps with inputs of their own and, once the shorter answer is over, a row of padding.
+
+    Of the tokens before an answer leaves fp32's, the median: in bf16 any kernel, the reference too, now and then picks
+    another expert, and that token is up to 0.8 off.
+    """
     reference, other = Golden.load(golden / model), SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
     asked = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True, logprobs=1)
-    with LLM(str(reference.path), dtype="bfloat16", kernels="triton", max_context=64, max_running=2) as llm:
-        llm._core.runner.record((2,), 64, again)  # type: ignore[union-attr]
-        answer = llm.generate([reference.prompt(17), reference.prompt(1)], [asked, other])[0]
-    ids, logits = reference.get(17, "greedy_ids").tolist(), reference.get(17, "greedy_logits")
-    assert answer.logprobs is not None
-    alike = [ours == theirs for ours, theirs in zip(answer.token_ids, ids, strict=False)]
-    agreed = alike.index(False) if False in alike else len(alike)
-    assert agreed >= min(tokens, 3), (answer.token_ids, ids)
-    for token, row in zip(answer.logprobs[:agreed], logits.log_softmax(-1), strict=False):
-        assert abs(token.logprob - float(row[token.token_id])) < 0.4  # the references are up to 0.32 off, in bf16
+    ids, expected = reference.get(17, "greedy_ids").tolist(), reference.get(17, "greedy_logits").log_softmax(-1)
+    errors = []
+    for kernels in ("triton", "reference"):
+        with LLM(str(reference.path), dtype="bfloat16", kernels=kernels, max_context=64, max_running=2) as llm:
+            if kernels == "triton":
+                llm._core.runner.record((2,), 64, again)
+            answer = llm.generate([reference.prompt(17), reference.prompt(1)], [asked, other])[0]
+        assert answer.logprobs is not None
+        alike = [ours == theirs for ours, theirs in zip(answer.token_ids, ids, strict=False)]
+        agreed = alike.index(False) if False in alike else len(alike)
+        assert kernels == "reference" or agreed >= min(tokens, 3), (answer.token_ids, ids)
+        rows = zip(answer.logprobs[:agreed], expected, strict=False)
+        errors.append(median(abs(token.logprob - float(row[token.token_id])) for token, row in rows))
+    assert errors[0] < max(1.3 * errors[1], 0.1), errors
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_a_prompt_whose_beginning_is_cached_continues_as_a_cold_one(golden: Path, model: str) -> None:
-    reference, params = Golden.load(golden / model), SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
-    with LLM(str(reference.path), dtype="bfloat16", kernels="triton", max_context=192, max_running=1) as llm:
-        cold, warm = (llm.generate([reference.prompt(130)], params)[0] for _ in range(2))
-    assert (cold.cached_tokens, warm.cached_tokens) == (0, 128)
+    reference, params = Golden.load(golden / model), SamplingParams(max_tokens=1, temperature=0, logprobs=1)
+    with LLM(str(reference.path), dtype="bfloat16", kernels="triton", max_context=128, max_running=1) as llm:
+        cold, warm = (llm.generate([reference.prompt(65)], params)[0] for _ in range(2))
+    assert (cold.cached_tokens, warm.cached_tokens) == (0, 64)
     assert warm.token_ids == cold.token_ids
+    assert cold.logprobs is not None
+    assert warm.logprobs is not None
+    assert abs(warm.logprobs[0].logprob - cold.logprobs[0].logprob) < 0.02
 
 
 def test_every_op_is_served_by_triton(golden: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ def measured(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def check(rows: list[dict[str, Any]]) -> None:
     assert [(identity(row), row["problems"]) for row in rows if row["problems"]] == []
-    assert {row["kernel"].split(".")[0] for row in rows} == {"linear", "norm", "moe", "kda", "mla", "sample"}
+    assert {row["kernel"].split(".")[0] for row in rows} == {"linear", "norm", "moe", "kda", "mla", "sample", "gpu"}
     report = json.loads(REPORT.read_text())
     if report["triton"] == triton.__version__:
         known = {(identity(row), measured(row)) for row in report["kernels"]}
@@ -52,6 +53,8 @@ def check(rows: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("target", ARCHES)
 def test_one_format_of_every_kernel_is_clean_and_as_reported(tmp_path: Path, target: str) -> None:
     check(compiled(tmp_path, target, "--quick"))
+    waves = [re.search(r"\.wavefront_size:\s*(\d+)", file.read_text()) for file in tmp_path.rglob("*.amdgcn")]
+    assert {int(found[1]) for found in waves if found} == ({ARCHES[target].warp} if "gfx" in target else set())
 
 
 @pytest.mark.slow

@@ -33,6 +33,19 @@ def test_truncation_keeps_the_same_tokens_whatever_other_rows_ask_for(seed: int)
         assert torch.equal(row, reference.truncate(x, top_k=top_k, top_p=top_p, min_p=min_p)), (top_k, top_p, min_p)
 
 
+@pytest.mark.parametrize("top_k", [1, 2, 3, 5, 7, 8, 11])
+def test_the_ends_of_a_floats_range_and_both_zeros_have_their_places(top_k: int) -> None:
+    finite, tiny = torch.finfo(torch.float32), 1e-45
+    x = torch.tensor(
+        [0.0, -0.0, tiny, -tiny, finite.max, finite.min, 1.0, -1.0, -1.0, float("-inf"), float("nan"), 0.0]
+    )
+    ours = triton.truncate(GPU, x[None], triton.asked([Choice(top_k, 1.0, 0.0, 0.0)], x.device))[0]
+    numbers = x.masked_fill(
+        x.isnan(), float("-inf")
+    )  # a row with a NaN is never drawn from, and its numbers keep their order
+    assert torch.equal(ours, reference.truncate(numbers, top_k=top_k, top_p=1.0, min_p=0.0))
+
+
 @pytest.mark.parametrize("size", [100, 5000])
 def test_draws_are_the_same_tokens(size: int) -> None:
     rows = [logits(size, seed) for seed in range(4) for _ in range(5)]

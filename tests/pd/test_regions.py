@@ -12,11 +12,18 @@ from pd_world import engine, hybrid, sized
 
 from perilune.cache.arena import CacheArenas
 from perilune.cache.geometry import CacheGeometry
+from perilune.errors import UnsupportedError
 from perilune.models.spec import ModelSpec
 from perilune.pd.memory import Memory
 from perilune.pd.regions import Region, RegionTable, differences, digest, flaws, model_name, table_of
 
 Change = Callable[[RegionTable], RegionTable]
+
+
+def test_case_35_a_cache_that_is_not_in_the_cpus_memory_is_refused() -> None:
+    geometry = CacheGeometry.of(hybrid(), "bfloat16")
+    with pytest.raises(UnsupportedError, match="Caches on meta cannot be handed over"):
+        Memory.of(CacheArenas(geometry, sized(geometry, 8, 3), "meta"))
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])

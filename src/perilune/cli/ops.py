@@ -24,6 +24,7 @@ def ops(
     ] = None,
     warm: Annotated[bool, typer.Option("--warm", help="Compile every GPU kernel for the GPU here, or --arch.")] = False,
     arch: Annotated[str | None, typer.Option("--arch", help="With --warm: an architecture that is not here.")] = None,
+    compile_seconds: Annotated[int, typer.Option(min=1, help="With --warm: how long one kernel may take.")] = 300,
     quick: Annotated[
         bool, typer.Option("--quick", help="With --aot: one weight format and one model's attention only.")
     ] = False,
@@ -33,7 +34,7 @@ def ops(
     try:
         wrong = None if aot is None else _aot(console, aot.split(","), json, quick)
         if warm:
-            _warm(console, arch)
+            _warm(console, arch, compile_seconds)
     except (PeriluneError, ValueError, RuntimeError) as error:
         report(error if isinstance(error, PeriluneError) else UnsupportedError(str(error)))
         raise typer.Exit(1) from error
@@ -82,15 +83,18 @@ def _aot(console: Console, names: list[str], json: bool, quick: bool) -> int:
     return int(wrong > 0)
 
 
-def _warm(console: Console, name: str | None) -> None:
-    from perilune.ops.gpu.aot import builds
+def _warm(console: Console, name: str | None, seconds: int) -> None:
+    from perilune.host.cores import compute_threads
+    from perilune.ops.gpu.aot import distinct
     from perilune.ops.gpu.arch import named, present
     from perilune.ops.gpu.cache import compile_cache
     from perilune.ops.gpu.cases import launches
+    from perilune.ops.gpu.compiler import Compiler, compile_all
 
     arch = named(name) if name else present()
     if isinstance(arch, str):
         raise UnsupportedError("There is nothing to compile for.", f"{arch[0].upper()}{arch[1:]}.", "Name one: --arch.")
     where, started = compile_cache(), time.perf_counter()
-    count = sum(1 for _ in builds(launches(arch), arch))
-    console.print(f"{count} kernels for {arch.name} in {time.perf_counter() - started:.0f} s, kept in {where}")
+    found, jobs = distinct(launches(arch), arch), min(8, compute_threads()[0])
+    compile_all(found, arch, [Compiler(seconds) for _ in range(jobs)])
+    console.print(f"{len(found)} kernels for {arch.name} in {time.perf_counter() - started:.0f} s, kept in {where}")

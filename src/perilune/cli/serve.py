@@ -59,6 +59,7 @@ def serve(
         bool, typer.Option("--eager", help="Record no decode steps; on a GPU, names the kernel that hangs.")
     ] = False,
     gpu_seconds: Annotated[int, typer.Option(min=1, help="On a GPU: how long it may leave a step unanswered.")] = 60,
+    compile_seconds: Annotated[int, typer.Option(min=1, help="On a GPU: how long compiling a kernel may take.")] = 300,
     threads: Annotated[int | None, typer.Option(help="Compute threads; one per physical core unless given.")] = None,
     kernels: Annotated[str, typer.Option(help="auto, or reference for plain torch.")] = "auto",
     weight_bits: Annotated[
@@ -162,6 +163,7 @@ def serve(
         device=device,
         eager=eager,
         gpu_seconds=gpu_seconds,
+        compile_seconds=compile_seconds,
         kernels=kernels,
         weight_bits=weight_bits,
         hold_embedding=hold_embedding,

@@ -37,7 +37,8 @@ class EngineConfig:
     while they are loaded, but those of experts; "auto" is "16", as the checkpoint has them. `hold_embedding`: also on a
     CPU the embedding is in memory, whose rows are else read from its file as tokens need them: for a slow disk.
     `device` is cpu, cuda (or cuda:N), or auto: a GPU if torch has one. `eager` records no decode steps to be replayed.
-    An engine whose GPU does not answer for `gpu_seconds` ends.
+    An engine whose GPU does not answer for `gpu_seconds` ends, or whose compiler takes longer than `compile_seconds`
+    for a kernel.
     `tp` ranks share the model, each a process with `threads` of its own and a cache of `cache_bytes`; with `ep` each
     holds whole experts. A rank that keeps the others waiting for `rank_seconds` ends the engine.
     `pd`: how it hands over caches to other engines and takes theirs; None: not at all.
@@ -67,6 +68,7 @@ class EngineConfig:
     rank_seconds: int = 120
     eager: bool = False
     gpu_seconds: int = 60
+    compile_seconds: int = 300
     pd: RoleConfig | None = None
 
     def __post_init__(self) -> None:
@@ -97,6 +99,7 @@ class EngineConfig:
             "tp",
             "rank_seconds",
             "gpu_seconds",
+            "compile_seconds",
         ):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):

@@ -17,7 +17,7 @@ from perilune.engine.config import EngineConfig, plan_engine
 from perilune.engine.device import open_device
 from perilune.engine.door import FrontDoor
 from perilune.engine.grammars import GrammarQueue
-from perilune.engine.graphs import Capture, GraphCapture, TapeCapture, decode_sizes, tape_sizes
+from perilune.engine.graphs import Capture, TapeCapture, capture_on, decode_sizes, tape_sizes
 from perilune.engine.handover import Handover
 from perilune.engine.lending import Lending
 from perilune.engine.limits import Limits
@@ -25,7 +25,6 @@ from perilune.engine.messages import Submit, TokenEvent
 from perilune.engine.ranked import open_runner
 from perilune.engine.request import TokenLogprobs
 from perilune.engine.room import check_room
-from perilune.engine.runner import Runner
 from perilune.engine.sampler import Constraint, sample_rows
 from perilune.engine.scheduler import Scheduler, Sequence, Step, Work
 from perilune.engine.status import RouterStatus
@@ -82,12 +81,12 @@ class EngineCore:
             self._status = RouterStatus(self.handover, self.scheduler, self._computing, probed, self.limits.context)
             self.because += self._door.because
         self._lending = Lending(self.handover, self._answers)
-        recorded = not config.eager and config.tp == 1  # what ranks exchange is not recorded
+        native = self.runner.selection.native
         if device.type == "cuda":
-            self.warm_up(GraphCapture(device) if recorded else None)
-        elif recorded and isinstance(self.runner, Runner) and self.runner.selection.native is not None:
+            self.warm_up(None if config.eager else capture_on(device))
+        elif native is not None and config.tp == 1 and not config.eager:  # gloo's sums are no calls of kernels
             sizes = tape_sizes(self.plan.cache.slots)
-            self.runner.record(sizes, self.limits.context, TapeCapture(self.runner.selection.native))
+            self.runner.record(sizes, self.limits.context, TapeCapture(native))
             self.because += (f"decode steps recorded when they first come, for up to {sizes[-1]} sequences",)
 
     def warm_up(self, capture: Capture | None = None) -> None:
@@ -97,7 +96,7 @@ class EngineCore:
         """
         slots, context = self.plan.cache.slots, self.limits.context
         self.because += (warm_up(self.runner, self.spec.vocab, slots, self.config.prefill_chunk, context),)
-        if capture is not None and isinstance(self.runner, Runner):
+        if capture is not None:
             sizes = decode_sizes(slots)
             self.runner.record(sizes, context, capture)
             self.because += (f"decode steps recorded for {', '.join(map(str, sizes))} sequences",)

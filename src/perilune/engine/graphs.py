@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -23,10 +24,8 @@ from perilune.ops.staging import Pinned
 from perilune.ops.tape import Results, Tape
 
 Step = Callable[[], Tensor]
-Enter = Callable[[], Entry]
-Through = Callable[[Entry], Tensor]
-Capture = Callable[[Enter, Through], Step]
-"""Makes of a step's two parts one that can be repeated: it returns the same tensor each time, with other values."""
+Capture = Callable[[Step], Step]
+"""Makes of a step one that can be repeated: it returns the same tensor each time, with other values."""
 
 _TOKENS, _POSITIONS, _PAGES, _OFFSETS, _SLOTS, _LENGTHS = range(6)
 _PADDING = (0, 0, -1, 0, -1, 0)
@@ -42,22 +41,39 @@ def tape_sizes(most: int) -> tuple[int, ...]:
     return tuple(range(1, min(most, 64) + 1))
 
 
-def again(enter: Enter, through: Through) -> Step:
-    """Nothing is recorded: the step itself, run each time. What a test has instead of a graph."""
-    return lambda: through(enter())
+@dataclass(frozen=True)
+class Parts:
+    """A step, and its parts: what is torch's in any case, and what ops make of it."""
+
+    enter: Callable[[], Entry]
+    through: Callable[[Entry], Tensor]
+
+    def __call__(self) -> Tensor:
+        return self.through(self.enter())
+
+
+def again(step: Step) -> Step:
+    """Nothing is recorded: the step itself, run each time. What ranks on processors have instead of a graph."""
+    return step
 
 
 class GraphCapture:
-    """Records CUDA or HIP graphs on `device`, which share memory for what lies between their first and last op."""
+    """Records CUDA or HIP graphs on `device`, which share memory for what lies between their first and last op.
+
+    Exchanges between ranks are recorded like kernels. Other threads go on meanwhile: NCCL's asks for its events, tiers
+    pin memory.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._pool = device, torch.cuda.graph_pool_handle()
 
-    def __call__(self, enter: Enter, through: Through) -> Step:
-        through(enter())  # whatever happens only once, happens before it is recorded
+    def __call__(self, step: Step) -> Step:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool):
-            out = through(enter())
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+        ):
+            out = step()
 
         def replay() -> Tensor:
             graph.replay()
@@ -73,10 +89,12 @@ class TapeCapture:
     def __init__(self, native: Native) -> None:
         self._native, self._results = native, Results()
 
-    def __call__(self, enter: Enter, through: Through) -> Step:
+    def __call__(self, step: Step) -> Step:
+        assert isinstance(step, Parts)
+        enter, through = step.enter, step.through
         recorded: tuple[Entry, Tensor, Tape] | None = None
 
-        def step() -> Tensor:
+        def taped() -> Tensor:
             nonlocal recorded
             entry = enter()
             if recorded is None:
@@ -88,7 +106,12 @@ class TapeCapture:
             tape.run()
             return out
 
-        return step
+        return taped
+
+
+def capture_on(device: torch.device) -> Capture:
+    """What records steps on `device`, where ranks may exchange something in them."""
+    return GraphCapture(device) if device.type == "cuda" else again
 
 
 class DecodeSteps:
@@ -103,8 +126,10 @@ class DecodeSteps:
         context: int,
         device: torch.device,
         capture: Capture,
+        lazy: bool = False,
     ) -> None:
-        """Captures them, largest first, so that the others fit into its memory. A GPU's kernels must be compiled."""
+        """Captures them, largest first, so that the others fit into its memory. Their kernels must be compiled, and
+        each is run once before, unless `capture` is `lazy` and takes a step when it is run."""
         self._sizes, most = sorted(sizes), max(sizes) + max(sizes) % 2  # every row starts at 16 bytes
         self._filled = Pinned((len(_PADDING), most), torch.int64, device)
         self._inputs = self._filled.mirrored()
@@ -116,7 +141,10 @@ class DecodeSteps:
         self._steps: dict[int, Step] = {}
         for size in reversed(self._sizes):
             batch = self._batch(size)
-            self._steps[size] = capture(partial(enter, batch), lambda entry, batch=batch: through(entry, batch))  # type: ignore[misc]
+            step = Parts(partial(enter, batch), lambda entry, batch=batch: through(entry, batch))  # type: ignore[misc]
+            if not lazy:
+                step()  # whatever happens only once, happens before it is recorded
+            self._steps[size] = capture(step)
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -38,6 +38,19 @@ class Head(msgspec.Struct, tag=True, frozen=True):
     rows: int
 
 
+class Record(msgspec.Struct, tag=True, frozen=True):
+    """Record decode steps of `sizes` sequences of up to `context` tokens; sums follow, and are recorded with them."""
+
+    sizes: tuple[int, ...]
+    context: int
+
+
+class Settle(msgspec.Struct, tag=True, frozen=True):
+    """The warm-up is over."""
+
+    eager: bool
+
+
 class Clear(msgspec.Struct, tag=True, frozen=True):
     slot: int
 
@@ -89,5 +102,7 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     error: WireError
 
 
-Order = Load | Join | Run | Head | Clear | Restore | ReadState | WriteState | WritePage | OpenDoor | Stop
+Order = (
+    Load | Join | Run | Head | Record | Settle | Clear | Restore | ReadState | WriteState | WritePage | OpenDoor | Stop
+)
 Answer = Loaded | Failed

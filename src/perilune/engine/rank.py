@@ -19,6 +19,7 @@ import zmq
 from perilune.engine.config import plan_engine
 from perilune.engine.device import open_device
 from perilune.engine.door import BackDoor
+from perilune.engine.graphs import capture_on
 from perilune.engine.messages import WireError
 from perilune.engine.orders import (
     Answer,
@@ -31,8 +32,10 @@ from perilune.engine.orders import (
     OpenDoor,
     Order,
     ReadState,
+    Record,
     Restore,
     Run,
+    Settle,
     Stop,
     WritePage,
     WriteState,
@@ -96,11 +99,17 @@ class RankProcess:
     def _obey(self, order: Order) -> None:
         runner, group, arenas = self._runner, self._group, self._runner.arenas
         if isinstance(order, Run):
+            runner.wait("the step before")  # if that had no logits; the first rank has waited for its own part
             runner.run(order.pieces)
         elif isinstance(order, Head):
             rows = self._rows.new_empty(order.rows, self._rows.shape[1])
             group.spread(rows)
             runner.head(rows)
+            runner.wait("a step")
+        elif isinstance(order, Record):
+            runner.record(order.sizes, order.context, capture_on(runner.device))
+        elif isinstance(order, Settle):
+            runner.settle(order.eager)
         elif isinstance(order, Clear):
             runner.clear(order.slot)
         elif isinstance(order, Restore):

@@ -16,7 +16,20 @@ from torch import Tensor
 from perilune.cache.arena import CacheArenas
 from perilune.cache.tier import Kept, Kind, Payload
 from perilune.engine.config import EngineConfig, EnginePlan
-from perilune.engine.orders import Clear, Head, Loaded, Order, ReadState, Restore, Run, WritePage, WriteState
+from perilune.engine.graphs import Capture
+from perilune.engine.orders import (
+    Clear,
+    Head,
+    Loaded,
+    Order,
+    ReadState,
+    Record,
+    Restore,
+    Run,
+    Settle,
+    WritePage,
+    WriteState,
+)
 from perilune.engine.parallel import RankGroup
 from perilune.engine.ranks import Ranks
 from perilune.engine.runner import Runner
@@ -52,6 +65,7 @@ def load_rank(
 ) -> Runner:
     """What one rank computes with."""
     share = Share(config.tp, group.rank, config.ep) if isinstance(group, RankGroup) else WHOLE
+    patience = (config.gpu_seconds, config.compile_seconds)
     return Runner(
         checkpoint,
         plan.dtype,
@@ -61,7 +75,7 @@ def load_rank(
         share,
         group,
         device,
-        config.gpu_seconds,
+        patience,
         config.hold_embedding,
     )
 
@@ -140,8 +154,14 @@ class RankedRunner:
         """Where each rank after the first waits for a RemoteRank."""
         return [self._ranks.open_door(rank, model) for rank in range(1, self._ranks.size)]
 
+    def record(self, sizes: Sequence[int], context: int, capture: Capture) -> None:
+        """The others record the same sizes in the same order, each as its device does."""
+        with self.together(Record(tuple(sizes), context)):
+            self._own.record(sizes, context, capture)
+
     def settle(self, eager: bool = False) -> None:
-        self._own.settle(eager)
+        with self.together(Settle(eager)):
+            self._own.settle(eager)
 
     def wait(self, what: str) -> None:
         self._own.wait(what)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from perilune.cache.arena import CacheArenas
 from perilune.cache.budget import CachePlan
 from perilune.cache.geometry import CacheGeometry
 from perilune.cache.tier import Kept
-from perilune.engine.graphs import Capture, DecodeSteps
+from perilune.engine.graphs import Capture, DecodeSteps, TapeCapture
 from perilune.models.checkpoint import Checkpoint
 from perilune.models.embedding import StoredEmbedding
 from perilune.models.holding import leaves_embedding
@@ -24,12 +23,13 @@ from perilune.models.share import WHOLE, Share, narrow
 from perilune.models.spec import KdaSpec, ModelSpec
 from perilune.nn.batch import CPU, Batch, Piece
 from perilune.nn.decoder import Decoder
-from perilune.nn.group import ALONE, Group
+from perilune.nn.group import ALONE, Group, Heard
 from perilune.nn.weights import ModelWeights
 from perilune.ops.select import Needs, choose
 from perilune.units import format_bytes
 
 if TYPE_CHECKING:
+    from perilune.ops.gpu.compiler import Compiler
     from perilune.ops.gpu.guard import Guard
     from perilune.ops.gpu.launch import Gpu
     from perilune.ops.gpu.watch import Watch
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 class Runner:
     """Owns every tensor of the engine, or of one of its ranks: `share` says which part, `group` joins the parts.
 
-    The arenas come first: a cache that does not fit fails before a long load.
+    `patience`: seconds for a step of a GPU, and for compiling one kernel. The arenas come first: a cache that does not
+    fit fails before a long load.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Runner:
         share: Share = WHOLE,
         group: Group = ALONE,
         device: torch.device = CPU,
-        gpu_seconds: float = 60,
+        patience: tuple[float, float] = (60, 300),
         hold_embedding: bool = False,
     ) -> None:
         spec = narrow(checkpoint.spec, share)
@@ -71,24 +72,30 @@ class Runner:
         self.weight_bytes = sum(weight.nbytes for weight in loaded.values())
         self.selection = choose(_needs(spec, weights, dtype, device), kernels)
         ops = self.selection.ops
-        self._decoder = Decoder(spec, weights.prepared(ops.prepare), ops, group)
         self._recorded: DecodeSteps | None = None
         self.guard: Guard | None = None
         self._watch: Watch | None = None
+        self._compiler: Compiler | None = None
         self._binaries: Path | None = None
         if self.selection.gpu is not None:
-            self._supervise(self.selection.gpu, gpu_seconds)
+            self._supervise(self.selection.gpu, *patience)
+        if self._watch is not None and group is not ALONE:
+            group = Heard(group, self._watch.note)
+        self._decoder = Decoder(spec, weights.prepared(ops.prepare), ops, group)
 
-    def _supervise(self, gpu: Gpu, seconds: float) -> None:
-        """Count the kernels and, on a GPU, watch them."""
+    def _supervise(self, gpu: Gpu, seconds: float, compile_seconds: float) -> None:
+        """Count the kernels and, on a GPU, watch them, and how they are compiled."""
         from perilune.ops.gpu.cache import compile_cache
+        from perilune.ops.gpu.compiler import Compiler
         from perilune.ops.gpu.guard import Guard
+        from perilune.ops.gpu.trail import Trail
         from perilune.ops.gpu.watch import Watch
 
         self.guard = Guard.on(gpu)
         if self.device.type == "cuda":
             self._binaries = compile_cache()
-            self._watch = Watch(seconds, torch.cuda.Event)
+            self._compiler = Compiler.hearing(compile_seconds)
+            self._watch = Watch(seconds, torch.cuda.Event, Trail.on(gpu, self.device))
             gpu.listeners.append(self._watch)
 
     @property
@@ -114,6 +121,8 @@ class Runner:
         """End what was started."""
         if self.guard is not None:
             self.guard.close()
+        if self._compiler is not None:
+            self._compiler.close()
 
     def clear(self, slot: int) -> None:
         """Forget what the slot's last owner left."""
@@ -132,14 +141,18 @@ class Runner:
     def record(self, sizes: Sequence[int], context: int, capture: Capture) -> None:
         """From now on, decode steps of up to the largest of `sizes` sequences are replayed."""
 
-        through = partial(self._decoder.through, cache=self.arenas)
-        with self._watch.recording() if self._watch else nullcontext():
-            self._recorded = DecodeSteps(self._decoder.enter, through, sizes, context, self.device, capture)
+        lazy, through = isinstance(capture, TapeCapture), partial(self._decoder.through, cache=self.arenas)
+        if self._watch is not None:
+            capture = self._watch.follows(capture)
+        self._recorded = DecodeSteps(self._decoder.enter, through, sizes, context, self.device, capture, lazy)
+        self.wait("the warm-up")
 
     def settle(self, eager: bool = False) -> None:
         """The warm-up is over: a kernel that is not ready now is late, and with `eager` each is still watched."""
         if self.guard is not None:
             self.guard.settle()
+        if self._compiler is not None:
+            self._compiler.rest()
         if self._watch is not None:
             self._watch.each = eager
 

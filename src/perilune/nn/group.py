@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -28,3 +30,21 @@ class Alone:
 
 
 ALONE = Alone()
+
+
+@dataclass(frozen=True)
+class Heard:
+    """`group`, whose sums are told to whoever watches what a device is given to do."""
+
+    group: Group
+    told: Callable[[str], None]
+
+    def sum(self, part: Tensor) -> Tensor:
+        out = self.group.sum(part)
+        self.told("an exchange between ranks")
+        return out
+
+    def collect(self, part: Tensor) -> Tensor:
+        out = self.group.collect(part)
+        self.told("an exchange between ranks")
+        return out

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import tokenizers
+from typing import TYPE_CHECKING, Any
 
 from perilune.errors import CheckpointError, UnsupportedError
 from perilune.text.added import AddedToken, AddedTokens, from_config, parse
 from perilune.text.vocabulary import ByteVocabulary, read_json
+
+if TYPE_CHECKING:
+    import tokenizers
 
 
 class HuggingFaceTokenizer(ByteVocabulary):
@@ -41,6 +42,8 @@ class HuggingFaceTokenizer(ByteVocabulary):
         if not _is_byte_level(data):
             what = f"{path} is not a byte-level BPE tokenizer."
             raise UnsupportedError(what, "Only that kind is read.", "Pass token ids instead.")
+        import tokenizers  # here: most models need one of two such libraries, each some MB of memory
+
         try:
             stripped = _without_added(data, added)
             encoder = tokenizers.Tokenizer.from_str(json.dumps(stripped))

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import tiktoken
-
 from perilune.errors import CheckpointError
 from perilune.text.added import AddedToken, AddedTokens, from_config
 from perilune.text.vocabulary import ByteVocabulary, read_json
@@ -42,6 +40,8 @@ class KimiTokenizer(ByteVocabulary):
 
     def __init__(self, ranks: Mapping[bytes, int], added: AddedTokens, config: Mapping[str, Any]) -> None:
         super().__init__({rank: piece for piece, rank in ranks.items()}, added, config)
+        import tiktoken  # here: see HuggingFaceTokenizer
+
         self._bpe = tiktoken.Encoding("kimi", pat_str=PATTERN, mergeable_ranks=dict(ranks), special_tokens={})
 
     @classmethod

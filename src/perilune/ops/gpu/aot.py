@@ -77,15 +77,20 @@ def distinct(launches: Iterable[Launch], arch: Arch) -> list[Launch]:
     return list(found.values())
 
 
-def build(launch: Launch, arch: Arch) -> Build:
-    """Compile one launch for `arch`, or take it from the cache. Raises CompileError if it cannot be compiled."""
+def source(launch: Launch, arch: Arch) -> tuple[ASTSource, Any]:
+    """(what the compiler is given, options) for one launch. Raises CompileError where kernels are interpreted."""
     if triton.knobs.runtime.interpret:
         raise CompileError("TRITON_INTERPRET is set: kernels are interpreted here, and cannot be compiled. Unset it.")
+    options, signature, constants, attributes = specialised(launch, arch)
+    return ASTSource(launch.kernel, signature, constants, attributes), options
+
+
+def build(launch: Launch, arch: Arch) -> Build:
+    """Compile one launch for `arch`, or take it from the cache. Raises CompileError if it cannot be compiled."""
     started = time.perf_counter()
-    chosen, signature, constants, attributes = specialised(launch, arch)
-    source = ASTSource(launch.kernel, signature, constants, attributes)
+    what, options = source(launch, arch)
     try:
-        done = compile(source, target=arch.target, options=chosen.__dict__)
+        done = compile(what, target=arch.target, options=options.__dict__)
     except Exception as error:  # the compiler's own errors have no common type
         raise CompileError(f"{launch.name} ({launch.form}) does not compile for {arch.name}: {error}") from error
     return _report(launch, arch, done, time.perf_counter() - started)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from perilune.ops.gpu.arch import Arch
 from perilune.ops.gpu.launch import Launch, Recorder
+from perilune.ops.gpu.trail import Trail
 from perilune.ops.kda import triton as kda
 from perilune.ops.kda.reference import Parameters, Projections
 from perilune.ops.linear import triton as linear
@@ -46,6 +47,7 @@ def launches(arch: Arch, quick: bool = False) -> list[Launch]:
         for form in ("bf16",) if quick else FORMATS:
             _mla(gpu, shape, form)
     _sample(gpu)
+    Trail(gpu, meta(1, dtype=torch.int64)).leave(0)
     return gpu.launches
 
 

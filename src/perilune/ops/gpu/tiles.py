@@ -57,6 +57,8 @@ DEFAULTS: dict[str, Tile] = {
     "mla_gather": _tile(4),
     "mla_prefill": _tile(8, 1, BM=32, BN=16, BP=64),
     "sample": _tile(8, 1, BLOCK=4096),
+    "truncate": _tile(16, 1, BLOCK=4096),
+    "trail": _tile(1),
 }
 
 _PRODUCTS = ("linear_few", "linear_few:fp32", "linear_many", "linear_many:fp32", "down_few", "down_many", "mla_heads")

@@ -48,7 +48,7 @@ def choose(gpu: Gpu, rows: Sequence[Tensor], choices: Sequence[Choice]) -> list[
 def truncate(gpu: Gpu, logits: Tensor, settings: Tensor) -> Tensor:
     """As the reference, row by row: [n, V] fp32 -> [n, V], -inf where a token is left out."""
     out, (count, size) = torch.empty_like(logits), logits.shape
-    gpu.launch(kernels.truncate, (count,), logits, settings, out, size, tile=gpu.tile("sample"))
+    gpu.launch(kernels.truncate, (count,), logits, settings, out, size, tile=gpu.tile("truncate"))
     return out
 
 
