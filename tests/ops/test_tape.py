@@ -36,13 +36,13 @@ def test_a_feed_forward_run_again_has_the_bits_of_a_fresh_one(native: Native, na
     first = weight(name, 128, 128, seed=7)
     if strips:
         parts, shared, first = [tile(part) for part in parts], [tile(part) for part in shared], tile(first)
+    together = (shared[0], shared[1], shared[2])
     router, bias, norm = random(4, 128, seed=8), torch.zeros(4), random(128, seed=9)
 
     def step(h: Tensor, part: Tensor) -> Tensor:
         h, x = norm_cpu.add_norm(native, h, part, norm, 1e-5)
         ids, weights = cpu_router.route(native, x, router, bias, top_k=2)
-        beside = moe_cpu.swiglu(native, x, *shared)
-        y = moe_cpu.experts(native, linear_cpu.linear(native, x, first), ids, weights, *parts, beside)
+        y = moe_cpu.experts(native, linear_cpu.linear(native, x, first), ids, weights, *parts, together)
         return norm_cpu.rms_norm(native, y, norm, 1e-5)
 
     for rows in (1, 2, 3, 8, 17):

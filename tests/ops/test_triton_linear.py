@@ -95,3 +95,11 @@ def test_a_router_of_nan_names_an_expert_there_is() -> None:
 def test_rms_norm_is_the_references_bit_for_bit_or_a_rounding_away(dim: int) -> None:
     x, w = random(3, 2 * dim, seed=dim)[:, :dim], random(dim, seed=1)
     assert difference(norm_triton.rms_norm(GPUS[0], x, w, 1e-5), norm.rms_norm(x, w, 1e-5)) < 1e-3
+
+
+def test_a_sum_and_its_norm_are_the_references() -> None:
+    x, part, w = random(3, 90, seed=1), random(3, 90, seed=2), random(90, seed=3)
+    total, normed = norm.add_norm(x, part, w, 1e-5)
+    ours, own = norm_triton.add_norm(GPUS[0], x.clone(), part, w, 1e-5)
+    assert torch.equal(ours, total)
+    assert difference(own, normed) < 1e-3

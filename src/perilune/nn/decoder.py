@@ -77,6 +77,7 @@ class Decoder:
                 x = ops.rms_norm(h, w.mixer_norm, eps)
             else:
                 h, x = ops.add_norm(h, part, w.mixer_norm, eps)
+            del part  # a prompt's is large
             if isinstance(layer.mixer, KdaSpec):
                 assert isinstance(w.mixer, KdaWeights)
                 part = total(kda_layer(x, w.mixer, layer.mixer, batch, cache.state(index), cache.conv(index), ops))
@@ -85,6 +86,7 @@ class Decoder:
                 turn = entry.rotations[layer.mixer.rope] if layer.mixer.rope else None
                 part = total(mla_layer(x, w.mixer, layer.mixer, batch, cache.pages(index), turn, ops))
             h, x = ops.add_norm(h, part, w.ffn_norm, eps)
+            del part
             part = total(_ffn(x, w.ffn, layer.ffn, ops))
         assert part is not None
         if batch.logit_rows is not None:
@@ -135,5 +137,5 @@ def _ffn(x: Tensor, w: SwigluWeights | MoeWeights, spec: DenseSpec | MoeSpec, op
     if held < w.router.shape[0]:
         ids = ids - w.first
         ids = ids.where((ids >= 0) & (ids < held), -1)  # another rank's
-    shared = None if w.shared is None else ops.swiglu(x, w.shared.gate, w.shared.up, w.shared.down)
+    shared = None if w.shared is None else (w.shared.gate, w.shared.up, w.shared.down)
     return ops.experts(x, ids, weights, w.experts.gate, w.experts.up, w.experts.down, shared)

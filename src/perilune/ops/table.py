@@ -31,7 +31,7 @@ class Ops:
     add_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     swiglu: Callable[[Tensor, Weight, Weight, Weight], Tensor]
     route: Callable[..., tuple[Tensor, Tensor]]
-    experts: Callable[[Tensor, Tensor, Tensor, Weight, Weight, Weight, Tensor | None], Tensor]
+    experts: Callable[[Tensor, Tensor, Tensor, Weight, Weight, Weight, moe.Swiglu | None], Tensor]
     kda_prefill: Callable[..., Tensor]
     kda_decode: Callable[[kda.Projections, Tensor, Tensor, kda.Parameters, Tensor, Tensor], Tensor]
     mla_store: Callable[..., Tensor]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from perilune.ops.linear.formats import Weight
+from perilune.ops.moe.reference import Swiglu
 from perilune.ops.native import BF16, Native
 
 
@@ -22,12 +23,13 @@ def experts(
     gate: Weight,
     up: Weight,
     down: Weight,
-    plus: Tensor | None = None,
+    shared: Swiglu | None = None,
 ) -> Tensor:
     """As the reference: x [T, D], ids and weights [T, k] -> [T, D] bf16. The id -1 is no expert's.
 
     Raises KernelInputError, and IndexError for an expert there is not.
     """
+    plus = None if shared is None else swiglu(native, x, *shared)
     ids, weights = native.dense(ids), native.dense(weights)
     return _experts(
         native,
@@ -65,7 +67,7 @@ def _experts(
         native.weight(gate),
         native.weight(up),
         native.weight(down),
-        0 if plus is None else native.address(native.dense(plus), BF16, tokens, hidden, name="what is added"),
+        0 if plus is None else native.address(plus, BF16, tokens, hidden, name="what is added"),
         out.data_ptr(),
         native.threads,
     )

@@ -19,6 +19,9 @@ from perilune.ops.linear.formats import Weight
 from perilune.ops.linear.reference import linear, linear_fp32
 from perilune.ops.rows import pointwise, sum_last
 
+Swiglu = tuple[Weight, Weight, Weight]
+"""Gate, up and down."""
+
 
 def route(
     x: Tensor,
@@ -60,12 +63,12 @@ def experts(
     gate: Weight,
     up: Weight,
     down: Weight,
-    plus: Tensor | None = None,
+    shared: Swiglu | None = None,
 ) -> Tensor:
     """x [T, D], ids and weights [T, k], stacked weights [E, ...] -> [T, D] in x's dtype. The id -1 is no expert's.
 
-    Sums are taken in fp32; `plus` [T, D] joins last. Each expert in use is visited once, in ascending order: a token's
-    sum is then taken in the same order whatever else is in the batch.
+    Sums are taken in fp32; the shared expert, rounded to x's dtype, joins last. Each expert in use is visited once, in
+    ascending order: a token's sum is then taken in the same order whatever else is in the batch.
     """
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     flat = ids.flatten()
@@ -79,4 +82,4 @@ def experts(
         rows = picked // ids.shape[1]
         y = swiglu(x[rows], gate.expert(expert), up.expert(expert), down.expert(expert))
         out.index_add_(0, rows, y.float() * weights.flatten()[picked, None])
-    return (out if plus is None else out + plus.float()).to(x.dtype)
+    return (out if shared is None else out + swiglu(x, *shared).float()).to(x.dtype)

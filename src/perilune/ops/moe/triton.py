@@ -10,6 +10,7 @@ from perilune.ops.gpu.launch import Gpu
 from perilune.ops.linear.formats import DenseWeight, Weight
 from perilune.ops.linear.triton import FEW, linear, product, rows, stored
 from perilune.ops.moe import kernels
+from perilune.ops.moe.reference import Swiglu
 
 
 def route(
@@ -65,16 +66,22 @@ def experts(
     gate: Weight,
     up: Weight,
     down: Weight,
-    plus: Tensor | None = None,
+    shared: Swiglu | None = None,
 ) -> Tensor:
     """As the reference: x [T, D], ids and weights [T, k], stacks [E, ...] -> [T, D] bf16.
 
     An id of -1 is another rank's expert and adds nothing; one of E or more is the caller's bug and not looked for.
     """
+    out = _routed(gpu, x, ids, weights, gate, up, down)
+    return (out if shared is None else out + swiglu(gpu, x, *shared).float()).to(x.dtype)
+
+
+def _routed(gpu: Gpu, x: Tensor, ids: Tensor, weights: Tensor, gate: Weight, up: Weight, down: Weight) -> Tensor:
+    """The sum over routed experts, [T, D] fp32."""
     x, (tokens, top_k), (count, width, hidden) = rows(x), ids.shape, gate.shape
     out = torch.empty(tokens, hidden, dtype=torch.float32, device=x.device)
     if not tokens:
-        return out.to(x.dtype)
+        return out
     # an expert's share of the pairs decides: its rows are what a weight is read for
     size = "few" if tokens * top_k <= FEW * count else "many"
     w = stored(down)
@@ -96,7 +103,7 @@ def experts(
     )
     tile = gpu.tile("combine")
     gpu.launch(kernels.combine, (tokens, -(-hidden // tile.blocks["BLOCK"])), parts, ids, out, hidden, top_k, tile=tile)
-    return (out if plus is None else out + plus.float()).to(x.dtype)
+    return out
 
 
 Groups = tuple[Tensor, Tensor, Tensor, Tensor]

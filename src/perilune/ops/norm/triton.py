@@ -27,6 +27,6 @@ def rms_norm(gpu: Gpu, x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_norm(gpu: Gpu, x: Tensor, part: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """As the reference."""
-    total = x + part
-    return total, rms_norm(gpu, total, weight, eps)
+    """As the reference, x changed in place."""
+    x += part
+    return x, rms_norm(gpu, x, weight, eps)
