@@ -4,7 +4,8 @@
 
 Prints time to first token from one engine alone, handed over whole, and streamed; how much of the latents had arrived
 before the prompt was finished; and what the decode engine's other request does meanwhile. With `--moves` only how long
-it takes to move the cache of one prompt, N times, which the prefill engine reads once.
+it takes to move the cache of one prompt, N times, which the prefill engine reads once; and what another request loses
+by it, beside what it loses by a copy of as many bytes that this process makes: the share of memory no engine can keep.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+
+import numpy as np
 
 from perilune.engine.client import AsyncEngine
 from perilune.engine.config import EngineConfig
@@ -59,7 +62,8 @@ async def _split(p: AsyncEngine, d: AsyncEngine, prompt: Sequence[int], *, early
 
 async def _moves(p: AsyncEngine, d: AsyncEngine, prompt: Sequence[int], count: int) -> None:
     """Prints the seconds from the second leg's arrival to the verdict that the bytes are valid; the first meets the
-    other engine and is left out of the median. Then again beside another request, and what its tokens take meanwhile.
+    other engine and is left out of the median. Then again beside another request, in turns with copies by this process,
+    and what its tokens take meanwhile.
     """
     seconds, nbytes = [], 0
     for _ in range(count + 1):
@@ -71,20 +75,38 @@ async def _moves(p: AsyncEngine, d: AsyncEngine, prompt: Sequence[int], count: i
     median = statistics.median(seconds[1:])
     print(f"{seconds[0] * 1e3:.1f} ms the first time, then {min(seconds[1:]) * 1e3:.1f} at best, {median * 1e3:.1f} ms")
     print(f"for {nbytes:,} bytes: {nbytes / median / 1e9:.2f} GB/s")
-    stop, windows = asyncio.Event(), list[tuple[float, float]]()
+    stop, moved, copied = asyncio.Event(), list[Window](), list[Window]()
     decoding = asyncio.create_task(_tokens(d, prompt[:64], stop))
+    source, target = (np.full(nbytes, value, np.uint8) for value in range(2))
     for _ in range(count):
         _, ticket = await _first(p, prompt, Lend())
         await asyncio.sleep(0.3)  # nothing but decoding
         began = time.perf_counter()
         await _first(d, prompt, Borrow(ticket), tokens=1)  # the first token comes along: no step of its own
-        windows.append((began, time.perf_counter()))
+        moved.append((began, time.perf_counter()))
+        await asyncio.sleep(0.3)
+        began = time.perf_counter()
+        await asyncio.to_thread(np.copyto, target, source)
+        copied.append((began, time.perf_counter()))
+    await asyncio.sleep(0.3)
     stop.set()
     times = await decoding
-    gaps = [(last, now) for last, now in pairwise(times)]
+    print(f"another request's tokens while a cache arrives: {_lost(times, moved)}")
+    print(f"                 while this process copies it: {_lost(times, copied)}")
+
+
+Window = tuple[float, float]
+
+
+def _lost(times: Sequence[float], windows: Sequence[Window]) -> str:
+    """What tokens that came at `times` took in `windows`, and in the quarter of a second before each."""
+    gaps = list(pairwise(times))
     beside = [now - last for last, now in gaps if any(last < end and now > began for began, end in windows)]
     quiet = [now - last for last, now in gaps if any(began - 0.25 < last and now < began for began, _ in windows)]
-    print(f"another request's token: {_ms(quiet)} alone, {_ms(beside)} while a cache arrives")
+    usual = statistics.mean(quiet)
+    lost = (sum(beside) - usual * len(beside)) / len(windows)
+    length = statistics.mean(end - began for began, end in windows)
+    return f"{_ms(beside)} for {_ms(quiet)} before: {lost * 1e3:.1f} ms lost in each {length * 1e3:.1f}"
 
 
 def _gap(times: Sequence[float]) -> float:
