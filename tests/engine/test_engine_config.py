@@ -40,7 +40,7 @@ def test_a_setting_like_no_other_lists_all() -> None:
         ("max_running", 0), ("max_running", 1.5), ("max_running", True), ("cache_bytes", -1), ("prefill_chunk", 0),
         ("prefill_chunk", 100), ("prefill_chunk", "512"), ("prefill_chunk", 64.0), ("max_waiting", 0), ("threads", 0),
         ("weight_bits", "4"), ("weight_bits", 8), ("device", "cpu:0"), ("device", "cuda:x"), ("gpu_seconds", 0),
-        ("eager", 1), ("compile_seconds", 0),
+        ("eager", 1), ("compile_seconds", 0), ("gpu_marks", 0),
     ],
 )  # fmt: skip
 def test_a_setting_out_of_range_is_named(name: str, value: Any) -> None:

@@ -73,9 +73,9 @@ COUNT = STRIDE + 5
 class Norms:
     """A recorded step of COUNT norms."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, stride: int = STRIDE) -> None:
         self.gpu, self.queue = Gpu(ARCHES["sm_90"]), Queue()
-        self.watch = Watch(0.01, self.queue.mark, Trail.on(self.gpu, CPU), each=False)
+        self.watch = Watch(0.01, self.queue.mark, Trail.on(self.gpu, CPU), each=False, stride=stride)
         self.gpu.listeners.append(self.watch)
         self.graph = Graph(monkeypatch, self.queue)
         self.replay = self.watch.follows(self.graph)(self._step)
@@ -104,6 +104,17 @@ def test_a_recorded_step_that_hangs_names_a_few_and_the_one_is_among_them(
     with pytest.raises(EngineDeadError, match=f"one of kernels {first} to {last} of a step's {COUNT}: ") as caught:
         norms.watch.wait("a step")
     assert re.findall(r"rms_norm \((\d+)\)", caught.value.what) == [str(i - 1) for i in range(first, last + 1)]
+
+
+@pytest.mark.parametrize("hanging", [0, 1, COUNT - 1])
+def test_with_a_mark_after_each_a_recorded_step_that_hangs_names_the_one(
+    monkeypatch: pytest.MonkeyPatch, hanging: int
+) -> None:
+    norms = Norms(monkeypatch, stride=1)
+    norms.graph.until = norms.graph.own[hanging][0]
+    norms.replay()
+    with pytest.raises(EngineDeadError, match=rf"The GPU was running norm\.rms_norm \({hanging}\)\."):
+        norms.watch.wait("a step")
 
 
 def test_what_is_launched_after_a_recorded_step_is_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

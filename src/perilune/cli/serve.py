@@ -60,6 +60,9 @@ def serve(
     ] = False,
     gpu_seconds: Annotated[int, typer.Option(min=1, help="On a GPU: how long it may leave a step unanswered.")] = 60,
     compile_seconds: Annotated[int, typer.Option(min=1, help="On a GPU: how long compiling a kernel may take.")] = 300,
+    gpu_marks: Annotated[
+        int, typer.Option(min=1, help="On a GPU: kernels of a step from mark to mark; 1 names exactly what hangs.")
+    ] = 16,
     threads: Annotated[int | None, typer.Option(help="Compute threads; one per physical core unless given.")] = None,
     kernels: Annotated[str, typer.Option(help="auto, or reference for plain torch.")] = "auto",
     weight_bits: Annotated[
@@ -164,6 +167,7 @@ def serve(
         eager=eager,
         gpu_seconds=gpu_seconds,
         compile_seconds=compile_seconds,
+        gpu_marks=gpu_marks,
         kernels=kernels,
         weight_bits=weight_bits,
         hold_embedding=hold_embedding,

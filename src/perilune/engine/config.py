@@ -38,7 +38,7 @@ class EngineConfig:
     CPU the embedding is in memory, whose rows are else read from its file as tokens need them: for a slow disk.
     `device` is cpu, cuda (or cuda:N), or auto: a GPU if torch has one. `eager` records no decode steps to be replayed.
     An engine whose GPU does not answer for `gpu_seconds` ends, or whose compiler takes longer than `compile_seconds`
-    for a kernel.
+    for a kernel; after every `gpu_marks` kernels it is seen how far a step has come, so that what hangs is named.
     `tp` ranks share the model, each a process with `threads` of its own and a cache of `cache_bytes`; with `ep` each
     holds whole experts. A rank that keeps the others waiting for `rank_seconds` ends the engine.
     `pd`: how it hands over caches to other engines and takes theirs; None: not at all.
@@ -69,6 +69,7 @@ class EngineConfig:
     eager: bool = False
     gpu_seconds: int = 60
     compile_seconds: int = 300
+    gpu_marks: int = 16
     pd: RoleConfig | None = None
 
     def __post_init__(self) -> None:
@@ -100,6 +101,7 @@ class EngineConfig:
             "rank_seconds",
             "gpu_seconds",
             "compile_seconds",
+            "gpu_marks",
         ):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):

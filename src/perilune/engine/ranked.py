@@ -65,7 +65,7 @@ def load_rank(
 ) -> Runner:
     """What one rank computes with."""
     share = Share(config.tp, group.rank, config.ep) if isinstance(group, RankGroup) else WHOLE
-    patience = (config.gpu_seconds, config.compile_seconds)
+    patience = (config.gpu_seconds, config.compile_seconds, config.gpu_marks)
     return Runner(
         checkpoint,
         plan.dtype,

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 class Runner:
     """Owns every tensor of the engine, or of one of its ranks: `share` says which part, `group` joins the parts.
 
-    `patience`: seconds for a step of a GPU, and for compiling one kernel. The arenas come first: a cache that does not
-    fit fails before a long load.
+    `patience`: seconds for a step of a GPU, for compiling one kernel, and kernels from mark to mark. The arenas come
+    first: a cache that does not fit fails before a long load.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Runner:
         share: Share = WHOLE,
         group: Group = ALONE,
         device: torch.device = CPU,
-        patience: tuple[float, float] = (60, 300),
+        patience: tuple[float, float, int] = (60, 300, 16),
         hold_embedding: bool = False,
     ) -> None:
         spec = narrow(checkpoint.spec, share)
@@ -83,7 +83,7 @@ class Runner:
             group = Heard(group, self._watch.note)
         self._decoder = Decoder(spec, weights.prepared(ops.prepare), ops, group)
 
-    def _supervise(self, gpu: Gpu, seconds: float, compile_seconds: float) -> None:
+    def _supervise(self, gpu: Gpu, seconds: float, compile_seconds: float, stride: int) -> None:
         """Count the kernels and, on a GPU, watch them, and how they are compiled."""
         from perilune.ops.gpu.cache import compile_cache
         from perilune.ops.gpu.compiler import Compiler
@@ -95,7 +95,7 @@ class Runner:
         if self.device.type == "cuda":
             self._binaries = compile_cache()
             self._compiler = Compiler.hearing(compile_seconds)
-            self._watch = Watch(seconds, torch.cuda.Event, Trail.on(gpu, self.device))
+            self._watch = Watch(seconds, torch.cuda.Event, Trail.on(gpu, self.device), stride=stride)
             gpu.listeners.append(self._watch)
 
     @property

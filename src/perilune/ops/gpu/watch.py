@@ -23,8 +23,8 @@ Step = Callable[[], T]
 SPIN_SECONDS = 0.02
 """How long a wait keeps its core busy: a step takes milliseconds, and waking up would cost a share of one."""
 STRIDE = 16
-"""Kernels from mark to mark. A layer has about 25, so what hangs is known within one, for a sixteenth more kernels,
-each of one number."""
+"""Kernels from mark to mark unless asked otherwise. A layer has about 25, so what hangs is known within one, for a
+sixteenth more kernels, each of one number. 1 names the one, for twice the kernels."""
 
 
 class Mark(Protocol):
@@ -47,10 +47,12 @@ class Recorded:
 
 class Watch:
     """Follows what one GPU is given to do. `each`: with a mark after every kernel that is launched by itself, so that
-    one that hangs is named; else, and in what is recorded, after every `STRIDE`."""
+    one that hangs is named; else, and in what is recorded, after every `stride`."""
 
-    def __init__(self, seconds: float, mark: Callable[[], Mark], trail: Trail, each: bool = True) -> None:
-        self.each = each
+    def __init__(
+        self, seconds: float, mark: Callable[[], Mark], trail: Trail, each: bool = True, stride: int = STRIDE
+    ) -> None:
+        self.each, self._stride = each, stride
         self._seconds, self._make, self._trail = seconds, mark, trail
         self._events: list[Mark] = []  # made once, used again
         self._used = 0
@@ -68,11 +70,11 @@ class Watch:
         """What was started just now is called `name`."""
         if self._recording is not None:
             self._recording.names.append(name)
-            if len(self._recording.names) % STRIDE == 0:
+            if len(self._recording.names) % self._stride == 0:
                 self._leave(self._recording)
             return
         self._under_way.append(name)
-        if self.each or len(self._under_way) - self._last >= STRIDE:
+        if self.each or len(self._under_way) - self._last >= self._stride:
             self._mark()
 
     def follows(self, capture: Callable[[Step[T]], Step[T]]) -> Callable[[Step[T]], Step[T]]:
@@ -148,7 +150,7 @@ class Watch:
 
     def _dead(self, why: str) -> EngineDeadError:
         running, several = self._running()
-        fix = "Start with --eager to have the kernel named."
+        fix = "Start with --gpu-marks 1, or --eager, to have the kernel named."
         if not several:
             fix = "Please report it; --kernels reference or --device cpu does without it."
         return EngineDeadError(f"The GPU was running {running}.", why, fix)
