@@ -25,7 +25,7 @@ undefined=$(c++ -print-file-name=libubsan.so)
 export LD_PRELOAD="$runtime $undefined" ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1073741824:malloc_fill_byte=255 UBSAN_OPTIONS=print_stacktrace=1
 export PYTHONPATH="$folder/site" OMP_NUM_THREADS=2
 # An editable install would otherwise answer imports before PYTHONPATH is asked.
-"$python" - "$folder" -p no:cacheprovider -n 0 tests/ops/test_cpu_*.py tests/pd/test_checksum.py <<'RUN'
+"$python" - "$folder" -p no:cacheprovider -n 0 tests/ops/test_cpu_*.py tests/ops/test_tape.py tests/pd/test_checksum.py <<'RUN'
 import sys
 sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__name__.startswith("ScikitBuild")]
 import pytest
