@@ -114,7 +114,7 @@ def _advance(parts: deque[memoryview], count: int) -> None:
 def _hasten(sock: socket.socket) -> None:
     """Between two processes of one host nothing is ever congested. Where BBR is the system's choice its pacing still
     puts packets off to timers, the loopback device then hands them over out of order, and they are sent again."""
-    with contextlib.suppress(OSError):  # gone already, or not Linux: then as it is
+    with contextlib.suppress(OSError, AttributeError):  # gone already, or not Linux: then as it is
         if sock.getsockname()[0] == sock.getpeername()[0]:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
 
